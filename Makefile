@@ -1,0 +1,66 @@
+# pms: see README.md. `make`, `make demo`, `make check`, `make bench`, `make install`.
+PREFIX ?= /usr/local
+CC = gcc
+ARCH := $(shell uname -m)
+BUILD := build$(if $(SAN),-san)
+
+CPPFLAGS += -D_GNU_SOURCE -Ilib/common -Ilib/arch/$(ARCH) -MMD -MP
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wformat=2 -Wno-format-nonliteral
+CFLAGS ?= -O2 -g
+ALL_CFLAGS := -std=gnu11 $(WARN) $(CFLAGS) -fno-strict-aliasing -pthread
+ifdef SAN
+ALL_CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+endif
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' "$(1)" "$(2)")
+
+COMMON_SRC := $(wildcard lib/common/*.c lib/arch/$(ARCH)/*.c)
+COMMON_ASM := $(wildcard lib/arch/$(ARCH)/*.S)
+COMMON_OBJ := $(COMMON_SRC:%.c=$(BUILD)/%.o) $(COMMON_ASM:%.S=$(BUILD)/%.o)
+CKPT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/ckpt/*.c))
+RESTART_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/restart/*.c))
+UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
+FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/tests/fuzz/%,$(wildcard tests/fuzz/*.c))
+VICTIM := $(BUILD)/tests/victim/victim $(BUILD)/tests/victim/victim-static
+PROGRAMS := $(BUILD)/ckpt $(BUILD)/restart
+
+LIBS := -larchive -lzstd -ljansson -lxxhash -lbsd
+# restart is static: it is the stub in front of an executable image, wherever that is run.
+RESTART_LINK := $(if $(SAN),,-static)
+
+.PHONY: all deps demo check bench install uninstall clean unit lint bats fuzz tests-built soak
+.DEFAULT_GOAL := all
+all: deps-quiet
+	$(Q)$(MAKE) --no-print-directory programs
+.PHONY: programs deps-quiet
+programs: $(PROGRAMS)
+
+$(BUILD)/libcommon.a: $(COMMON_OBJ)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/ckpt: $(CKPT_OBJ) $(BUILD)/libcommon.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/restart: $(RESTART_OBJ) $(BUILD)/libcommon.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) $(RESTART_LINK) -Wl,--gc-sections -o $@ $^ $(LIBS)
+
+$(BUILD)/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -c -o $@ $<
+
+$(BUILD)/%.o: %.S
+	$(call say,AS,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -c -o $@ $<
+
+deps deps-quiet:
+	$(Q)tools/deps $(if $(filter deps,$@),-v)
+
+clean:
+	rm -rf build build-san
+
+-include $(shell find build build-san -name '*.d' 2>/dev/null)

@@ -1,0 +1,201 @@
+/*
+ * Who ends the original, and when: never two running; always one running, or one complete
+ * image that is named. See ARCHITECTURE.md, "Who ends the original".
+ *
+ * The decision is PTRACE_O_EXITKILL: from then on the original ends with ckpt, if not
+ * before; it stands still until then, so it can still be let go where the other side is
+ * known not to run.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "fault.h"
+#include "io.h"
+#include "log.h"
+
+static int
+set_exitkill(struct ckpt *c, bool on)
+{
+	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0);
+
+	for (size_t i = 0; i < c->target.nthreads; i++)
+		if (ptrace(PTRACE_SETOPTIONS, c->target.threads[i].tid, NULL, options) < 0)
+			return fail_errno("pid %d: ptrace", c->target.threads[i].tid);
+	return on ? fault(FAULT_before_end) : 0;
+}
+
+static int
+end_original(struct ckpt *c, struct output *o)
+{
+	int err = target_end(&c->target);
+
+	if (err < 0)
+		return err;
+	output_status(o, "ended %d", c->target.pid);
+	debug(LOG_VERBOSE, "pid %d: ended", c->target.pid);
+	return fault(FAULT_ended);
+}
+
+/* --- a pipe: padding that is read only when everything stands, then END */
+
+int
+put_ack(struct output *o)
+{
+	struct buf b = {0};
+	int err;
+
+	control_put(&b, CONTROL_ACK, 0);
+	err = b.failed ? -ENOMEM : output_write(o, b.data, b.len);
+	buf_fini(&b);
+	return err;
+}
+
+static int
+put_tail(struct output *o, uint64_t size)
+{
+	char *zeroes = calloc(1, 64 << 10);
+	struct buf b = {0};
+	int err;
+
+	control_put(&b, CONTROL_TAIL, (uint32_t)size);
+	err = zeroes == NULL || b.failed ? -ENOMEM : output_write(o, b.data, b.len);
+	for (uint64_t left = size; err == 0 && left > 0;) {
+		size_t n = min_u64(left, 64 << 10);
+
+		err = output_write(o, zeroes, n);
+		left -= n;
+	}
+	buf_fini(&b);
+	free(zeroes);
+	return err;
+}
+
+static int
+put_end(struct output *o)
+{
+	struct buf b = {0};
+	int err;
+
+	control_put(&b, CONTROL_END, 0);
+	/* One write: it is out, or nothing is. */
+	err = b.failed ? -ENOMEM : write_full(o->fd, b.data, b.len);
+	buf_fini(&b);
+	if (err < 0)
+		return fail(-err, "%s: the reader has gone before the end: %s", o->name, strerror(-err));
+	return fault(FAULT_end_out);
+}
+
+static int
+move_by_pipe(struct ckpt *c, struct output *o)
+{
+	int err = put_tail(o, c->opt.tail);
+
+	if (err == 0)
+		err = fault(FAULT_tail_out);
+	if (err == 0)
+		err = set_exitkill(c, true);
+	if (err == 0)
+		err = put_end(o);
+	if (err < 0) {
+		log_hush(1);
+		set_exitkill(c, false);
+		log_hush(-1);
+		return err;
+	}
+	return end_original(c, o);
+}
+
+/* --- a channel: READY, decision, GO, RUNNING */
+
+/* GO is out and nobody answers: whether the copy runs cannot be known. The original is saved. */
+static int
+rescue(struct ckpt *c, struct output *lost)
+{
+	struct ckpt_options opt = {.pid = c->opt.pid, .after = AFTER_KILL, .status_fd = -1};
+	struct output o;
+	char *name;
+	int err;
+
+	if (asprintf(&name, "pid-%d-%.8s.ckpt", c->target.pid, c->model.header.id) < 0)
+		return -ENOMEM;
+	opt.output = name;
+	err = output_open(&o, &opt);
+	if (err == 0)
+		err = write_image(c, &o);
+	if (err == 0)
+		err = output_commit(&o);
+	output_close(&o);
+	if (err == 0) {
+		fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is "
+		    "saved here as %s; restart that only if it does not", lost->name, c->target.pid, name);
+		target_end(&c->target);
+		err = -ECONNRESET;
+	}
+	free(name);
+	return err;
+}
+
+static int
+move_by_channel(struct ckpt *c, struct output *o)
+{
+	unsigned char body[8];
+	struct rbuf r = {body, sizeof(body), 0, false};
+	size_t got = 0;
+	int err = channel_send(&o->channel, MSG_DATA_END, NULL, 0);
+
+	if (err == 0)
+		err = channel_expect(&o->channel, MSG_READY, NULL, 0, NULL);
+	if (err == 0)
+		err = fault(FAULT_tail_out);
+	if (err == 0 && c->opt.after == AFTER_MOVE)
+		err = set_exitkill(c, true);
+	if (err == 0)
+		err = channel_send(&o->channel, MSG_GO, NULL, 0);
+	if (err < 0) {
+		log_hush(1);
+		set_exitkill(c, false);
+		log_hush(-1);
+		return err;
+	}
+	fault(FAULT_end_out);
+	err = channel_expect(&o->channel, MSG_RUNNING, body, sizeof(body), &got);
+	if (err == 0 && got == sizeof(body))
+		output_status(o, "running %" PRIu64, rbuf_get_u64(&r));
+	if (c->opt.after == AFTER_COPY)
+		return err;
+	/* It says itself that it has failed: then the original is the one that goes on. */
+	if (err == -EREMOTEIO)
+		return set_exitkill(c, false) < 0 ? -EIO : err;
+	return err < 0 ? rescue(c, o) : end_original(c, o);
+}
+
+int
+ending(struct ckpt *c, struct output *o)
+{
+	int err;
+
+	if (o->kind == OUTPUT_CHANNEL)
+		return move_by_channel(c, o);
+	if (o->kind == OUTPUT_PIPE && c->opt.after == AFTER_MOVE)
+		return move_by_pipe(c, o);
+	err = output_commit(o);
+	if (err < 0)
+		return err;
+	if (o->kind == OUTPUT_FILE)
+		output_status(o, "complete %s", o->name);
+	switch (c->opt.after) {
+	case AFTER_COPY:
+		return 0;
+	case AFTER_PARK:
+		return park(c);
+	default:
+		err = fault(FAULT_before_end);
+		return err < 0 ? err : end_original(c, o);
+	}
+}

@@ -1,0 +1,305 @@
+/*
+ * What only the process itself can tell: a few borrowed system calls in each thread.
+ */
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include "attr.h"
+#include "ckpt.h"
+#include "io.h"
+#include "kfeat.h"
+#include "log.h"
+
+/* struct sigaction of the kernel, not of libc. */
+struct kernel_sigaction {
+	uint64_t handler, flags, restorer, mask;
+};
+
+static int
+run(struct tracee *th, struct script *s)
+{
+	const struct script_call *bad;
+	int err = tracee_run_script(th, s);
+
+	if (err < 0)
+		return err;
+	bad = script_first_error(s);
+	if (bad != NULL)
+		return fail(EIO, "pid %d: %s in it: %s", th->tid, syscall_name(bad->call.nr),
+		    strerror((int)-bad->result));
+	return 0;
+}
+
+/* --- each thread: alternate stack, tid address */
+
+static int
+ask_thread(struct tracee *th, struct thread *out)
+{
+	struct script s = {0};
+	stack_t ss;
+	uint64_t altstack = script_data(&s, NULL, sizeof(ss));
+	uint64_t address = script_data(&s, NULL, 8);
+	size_t first;
+	int err;
+
+	script_add(&s, "alternate stack", SYS_sigaltstack, 0, altstack);
+	script_data_arg(&s, 1);
+	script_add(&s, "tid address", SYS_prctl, PR_GET_TID_ADDRESS, address);
+	script_data_arg(&s, 1);
+	script_may_fail(&s); /* a kernel without CONFIG_CHECKPOINT_RESTORE */
+	first = s.ncalls;
+	attr_ask(&s, ATTR_THREAD);
+	err = run(th, &s);
+	if (err == 0) {
+		memcpy(&ss, s.data.data + altstack, sizeof(ss));
+		out->altstack_sp = (taddr)(uintptr_t)ss.ss_sp;
+		/* SS_ONSTACK follows from the stack pointer and cannot be set. */
+		out->altstack_flags = (uint32_t)ss.ss_flags & ~(uint32_t)SS_ONSTACK;
+		out->altstack_size = ss.ss_size;
+		memcpy(&out->tid_address, s.data.data + address, 8);
+		err = attr_answers(&s, first, ATTR_THREAD, &out->prctls, &out->nprctls);
+	}
+	script_fini(&s);
+	return err;
+}
+
+/* --- signal handlers */
+
+enum { SIGNALS = 64, AT_ONCE = 16 };
+
+static int
+add_action(struct task *t, int sig, const struct kernel_sigaction *ka)
+{
+	struct sig_action *a;
+
+	if (ka->handler == 0 && ka->flags == 0 && ka->mask == 0)
+		return 0;
+	a = ARRAY_ADD(t->actions, t->nactions);
+	if (a == NULL)
+		return -ENOMEM;
+	*a = (struct sig_action){sig, ka->handler, ka->restorer, ka->flags, ka->mask};
+	return 0;
+}
+
+static int
+ask_some_actions(struct tracee *th, struct task *t, const int *sigs, size_t n)
+{
+	struct script s = {0};
+	int err;
+
+	for (size_t i = 0; i < n; i++) {
+		script_add(&s, "signal handlers", SYS_rt_sigaction, (uint64_t)sigs[i], 0,
+		    script_data(&s, NULL, sizeof(struct kernel_sigaction)), 8);
+		script_data_arg(&s, 2);
+	}
+	err = run(th, &s);
+	for (size_t i = 0; err == 0 && i < n; i++) {
+		struct kernel_sigaction ka;
+
+		memcpy(&ka, s.data.data + s.calls[i].call.arg[2], sizeof(ka));
+		err = add_action(t, sigs[i], &ka);
+	}
+	script_fini(&s);
+	return err;
+}
+
+/* /proc says which signals are caught or ignored; SIGCHLD may have flags without either. */
+static int
+ask_actions(struct tracee *th, const struct proc_status *st, struct task *t)
+{
+	uint64_t interesting = st->sigign | st->sigcgt | 1ULL << (SIGCHLD - 1);
+	int sigs[AT_ONCE], err = 0;
+	size_t n = 0;
+
+	for (int sig = 1; sig <= SIGNALS && err == 0; sig++) {
+		if (interesting >> (sig - 1) & 1 && sig != SIGKILL && sig != SIGSTOP)
+			sigs[n++] = sig;
+		if (n == AT_ONCE || (sig == SIGNALS && n > 0)) {
+			err = ask_some_actions(th, t, sigs, n);
+			n = 0;
+		}
+	}
+	return err;
+}
+
+/* --- timers */
+
+static int
+ask_itimers(struct tracee *th, struct task *t)
+{
+	struct script s = {0};
+	uint64_t at[3];
+	int err;
+
+	for (int which = ITIMER_REAL; which <= ITIMER_PROF; which++) {
+		at[which] = script_data(&s, NULL, sizeof(struct itimerval));
+		script_add(&s, "interval timers", SYS_getitimer, (uint64_t)which, at[which]);
+		script_data_arg(&s, 1);
+	}
+	err = run(th, &s);
+	for (int which = ITIMER_REAL; err == 0 && which <= ITIMER_PROF; which++) {
+		struct itimerval v;
+		struct itimer *it;
+
+		memcpy(&v, s.data.data + at[which], sizeof(v));
+		if (!timerisset(&v.it_value))
+			continue;
+		it = ARRAY_ADD(t->itimers, t->nitimers);
+		if (it == NULL)
+			err = -ENOMEM;
+		else
+			*it = (struct itimer){which, v.it_value.tv_sec * 1000000LL + v.it_value.tv_usec,
+			    v.it_interval.tv_sec * 1000000LL + v.it_interval.tv_usec};
+	}
+	script_fini(&s);
+	return err;
+}
+
+static int64_t
+inner_tid(const struct ckpt *c, int64_t tid)
+{
+	for (size_t i = 0; i < c->target.nthreads; i++)
+		if (c->target.threads[i].tid == tid)
+			return c->model.task.threads[i].tid;
+	return tid;
+}
+
+static int
+ask_posix_timer(struct ckpt *c, struct tracee *th, const struct proc_timer *pt)
+{
+	struct task *t = &c->model.task;
+	struct script s = {0};
+	uint64_t at = script_data(&s, NULL, sizeof(struct itimerspec));
+	struct posix_timer *out;
+	struct itimerspec v;
+	int err;
+
+	script_add(&s, "timer", SYS_timer_gettime, (uint64_t)pt->id, at);
+	script_data_arg(&s, 1);
+	script_add(&s, "timer overrun", SYS_timer_getoverrun, (uint64_t)pt->id);
+	err = run(th, &s);
+	if (err == 0) {
+		memcpy(&v, s.data.data + at, sizeof(v));
+		out = ARRAY_ADD(t->timers, t->ntimers);
+		if (out == NULL)
+			err = -ENOMEM;
+		else
+			*out = (struct posix_timer){pt->id, pt->clock, pt->notify, pt->sig,
+			    inner_tid(c, pt->tid), pt->sigval,
+			    v.it_value.tv_sec * 1000000000LL + v.it_value.tv_nsec,
+			    v.it_interval.tv_sec * 1000000000LL + v.it_interval.tv_nsec,
+			    s.calls[1].result};
+	}
+	script_fini(&s);
+	return err;
+}
+
+static int
+ask_posix_timers(struct ckpt *c, struct tracee *th)
+{
+	struct proc_timer *timers = NULL;
+	size_t n = 0;
+	char *text;
+	int err = (int)read_file(c->target.proc, "timers", &text);
+
+	if (err < 0)
+		return err == -ENOENT ? 0 : fail(-err, "pid %d: timers: %s", th->tid, strerror(-err));
+	err = proc_timers_parse(&timers, &n, text);
+	free(text);
+	if (err < 0)
+		err = fail(-err, "pid %d: /proc/%d/timers is not understood", th->tid, th->pid);
+	for (size_t i = 0; err == 0 && i < n; i++)
+		err = ask_posix_timer(c, th, &timers[i]);
+	free(timers);
+	return err;
+}
+
+/* --- the process: brk, attributes, membarrier */
+
+/* From 6.3 the kernel says what is registered; before, a command fails that is not. */
+static uint64_t
+membarrier_answer(const struct script *s, size_t first)
+{
+	static const struct {
+		int command, registers;
+	} probes[] = {
+	    {MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED},
+	    {MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE,
+		MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE},
+	    {MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ},
+	};
+	uint64_t mask = 0;
+
+	if (s->calls[first].result >= 0 && kfeat(KFEAT_membarrier_get))
+		return (uint64_t)s->calls[first].result;
+	for (size_t i = 0; i < ARRAY_LEN(probes); i++)
+		if (s->calls[first + 1 + i].result == 0)
+			mask |= (uint64_t)probes[i].registers;
+	return mask;
+}
+
+#define MEMBARRIER_CMD_GET_REGISTRATIONS_ (1 << 9)
+
+static int
+ask_process(struct tracee *th, struct task *t)
+{
+	struct script s = {0};
+	size_t brk, membarrier, attrs;
+	int err;
+
+	brk = script_add(&s, "brk", SYS_brk, 0);
+	membarrier = script_add(&s, "membarrier", SYS_membarrier, MEMBARRIER_CMD_GET_REGISTRATIONS_);
+	script_may_fail(&s);
+	script_add(&s, "membarrier", SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+	script_may_fail(&s);
+	script_add(&s, "membarrier", SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
+	script_may_fail(&s);
+	script_add(&s, "membarrier", SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ);
+	script_may_fail(&s);
+	attrs = s.ncalls;
+	attr_ask(&s, ATTR_PROCESS);
+	err = run(th, &s);
+	if (err == 0) {
+		t->mm.brk = (taddr)s.calls[brk].result;
+		t->membarrier = membarrier_answer(&s, membarrier);
+		err = attr_answers(&s, attrs, ATTR_PROCESS, &t->prctls, &t->nprctls);
+	}
+	script_fini(&s);
+	return err;
+}
+
+int
+collect_inside(struct ckpt *c)
+{
+	struct task *t = &c->model.task;
+	int err = 0;
+
+	for (size_t i = 0; i < c->target.nthreads && err == 0; i++) {
+		struct tracee *th = &c->target.threads[i];
+
+		err = tracee_borrow(th, c->target.gadget, c->target.restorer);
+		if (err == 0)
+			err = ask_thread(th, &t->threads[i]);
+		if (err == 0 && i == 0) {
+			err = ask_actions(th, &c->target.status, t);
+			if (err == 0)
+				err = ask_itimers(th, t);
+			if (err == 0)
+				err = ask_posix_timers(c, th);
+			if (err == 0)
+				err = ask_process(th, t);
+		}
+		/* At once: the less is borrowed, the less there is to lose. */
+		if (err == 0)
+			err = tracee_give_back(th);
+	}
+	return err;
+}

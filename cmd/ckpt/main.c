@@ -1,0 +1,389 @@
+/*
+ * ckpt: arguments, the order of the phases, the exit status.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include <bsd/stdlib.h>
+
+#include "ckpt.h"
+#include "cpu.h"
+#include "fault.h"
+#include "kfeat.h"
+#include "io.h"
+#include "log.h"
+#include "record.h"
+#include "size.h"
+
+static volatile sig_atomic_t signal_came;
+
+static void
+on_signal(int sig)
+{
+	signal_came = sig;
+}
+
+bool
+interrupted(void)
+{
+	return signal_came != 0;
+}
+
+static void
+usage(void)
+{
+	fputs("usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S] [-x] [-e] [-z LEVEL] [-qv]\n"
+	      "       ckpt -p PID --check [--json]\n"
+	      "       ckpt --resume PID | --end PID | --list\n"
+	      "See ckpt(1).\n", stderr);
+	exit(EX_USAGE);
+}
+
+static void
+misused(const char *what)
+{
+	fail(EINVAL, "%s", what);
+	usage();
+}
+
+enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
+	OPT_END, OPT_LIST, OPT_EMBED };
+
+static const struct option long_options[] = {
+    {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
+    {"to", required_argument, NULL, OPT_TO}, {"leave-running", no_argument, NULL, 'c'},
+    {"copy", no_argument, NULL, 'c'}, {"kill", no_argument, NULL, 'k'},
+    {"leave-stopped", no_argument, NULL, 'S'}, {"executable", no_argument, NULL, 'x'},
+    {"embed", optional_argument, NULL, OPT_EMBED}, {"level", required_argument, NULL, 'z'},
+    {"tail", required_argument, NULL, OPT_TAIL},
+    {"timed-syscalls", required_argument, NULL, OPT_TIMED},
+    {"check", no_argument, NULL, OPT_CHECK}, {"json", no_argument, NULL, OPT_JSON},
+    {"status-fd", required_argument, NULL, OPT_STATUS},
+    {"stop-timeout", required_argument, NULL, OPT_TIMEOUT},
+    {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
+    {"list", no_argument, NULL, OPT_LIST}, {"fault", required_argument, NULL, 'F'},
+    {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
+    {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
+};
+
+enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST };
+
+static int
+get_number(const char *text, int min, int max, const char *what)
+{
+	const char *bad;
+	int n = (int)strtonum(text, min, max, &bad);
+
+	if (bad != NULL) {
+		fail(EINVAL, "%s %s: %s", what, text, bad);
+		usage();
+	}
+	return n;
+}
+
+static enum embed
+get_embed(const char *text)
+{
+	if (text == NULL || strcmp(text, "mapped") == 0)
+		return EMBED_MAPPED;
+	if (strcmp(text, "all") != 0)
+		misused("--embed is mapped or all");
+	return EMBED_ALL;
+}
+
+static enum action
+get_long_option(struct ckpt_options *o, int opt, enum action action)
+{
+	switch (opt) {
+	case OPT_TO:
+		o->to = optarg;
+		break;
+	case OPT_TAIL:
+		if (!size_parse(optarg, &o->tail) || o->tail > UINT32_MAX / 2)
+			misused("--tail is a size below 2G, such as 4M");
+		break;
+	case OPT_TIMED:
+		o->eintr = strcmp(optarg, "eintr") == 0;
+		if (!o->eintr && strcmp(optarg, "again") != 0)
+			misused("--timed-syscalls is again or eintr");
+		break;
+	case OPT_CHECK:
+		o->check = true;
+		break;
+	case OPT_JSON:
+		o->json = true;
+		break;
+	case OPT_STATUS:
+		o->status_fd = get_number(optarg, 0, INT_MAX, "--status-fd");
+		break;
+	case OPT_TIMEOUT:
+		o->stop_timeout_ms = 1000LL * get_number(optarg, 0, 86400, "--stop-timeout");
+		break;
+	case OPT_EMBED:
+		o->embed = get_embed(optarg);
+		break;
+	case OPT_RESUME:
+		o->pid = get_number(optarg, 1, INT_MAX, "--resume");
+		return DO_RESUME;
+	case OPT_END:
+		o->pid = get_number(optarg, 1, INT_MAX, "--end");
+		return DO_END;
+	case OPT_LIST:
+		return DO_LIST;
+	default:
+		usage();
+	}
+	return action;
+}
+
+static void
+set_after(struct ckpt_options *o, enum after after)
+{
+	if (o->after != AFTER_MOVE && o->after != after)
+		misused("only one of -c, -k and -S");
+	o->after = after;
+}
+
+static enum action
+get_options(int argc, char **argv, struct ckpt_options *o)
+{
+	enum action action = DO_CKPT;
+	int opt, level = 0;
+
+	while ((opt = getopt_long(argc, argv, "p:o:ckSxez:F:qvV", long_options, NULL)) != -1) {
+		switch (opt) {
+		case 'p':
+			o->pid = get_number(optarg, 1, INT_MAX, "-p");
+			break;
+		case 'o':
+			o->output = strcmp(optarg, "-") == 0 ? NULL : optarg;
+			break;
+		case 'c':
+			set_after(o, AFTER_COPY);
+			break;
+		case 'k':
+			set_after(o, AFTER_KILL);
+			break;
+		case 'S':
+			set_after(o, AFTER_PARK);
+			break;
+		case 'x':
+			o->executable = true;
+			break;
+		case 'e':
+			o->embed = EMBED_MAPPED;
+			break;
+		case 'z':
+			o->level = get_number(optarg, 0, 19, "-z");
+			break;
+		case 'F':
+			if (fault_arm(optarg) < 0)
+				misused("-F: no such fault site");
+			break;
+		case 'q':
+			level = LOG_QUIET;
+			break;
+		case 'v':
+			level++;
+			break;
+		case 'V':
+			puts("ckpt (pms) " PMS_VERSION);
+			exit(0);
+		default:
+			action = get_long_option(o, opt, action);
+		}
+	}
+	log_init("ckpt", level);
+	if (optind < argc)
+		misused("arguments are options only");
+	return action;
+}
+
+static void
+check_options(const struct ckpt_options *o)
+{
+	if (o->pid == 0)
+		misused("-p PID says which process");
+	if (o->output != NULL && o->to != NULL)
+		misused("-o and --to exclude each other");
+	if (o->executable && o->output == NULL)
+		misused("-x goes with -o FILE");
+	if (o->to != NULL && (o->after == AFTER_KILL || o->after == AFTER_PARK))
+		misused("--to waits for the other side; -k and -S do not go with it");
+	if (o->json && !o->check)
+		misused("--json goes with --check");
+}
+
+static void
+prepare(void)
+{
+	struct sigaction sa = {.sa_handler = on_signal};
+	const char *bad;
+	sigset_t chld;
+
+	/* Waiting for tracees is sigtimedwait(): tracee.c. */
+	sigemptyset(&chld);
+	sigaddset(&chld, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &chld, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+	sigaction(SIGHUP, &sa, NULL);
+	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
+		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
+		exit(EX_USAGE);
+	}
+}
+
+static int
+exit_status(const struct ckpt *c, int err)
+{
+	int status = report_status(&c->report);
+
+	if (err == 0)
+		return 0;
+	if (status != 0)
+		return status;
+	switch (-err) {
+	case ESRCH:
+	case ENOENT:
+		return EX_NOINPUT;
+	case EPERM:
+	case EACCES:
+		return EX_NOPERM;
+	case ENOTSUP:
+		return EX_UNAVAILABLE;
+	case EBUSY:
+	case ETIMEDOUT:
+	case EINTR:
+		return EX_TEMPFAIL;
+	case EPROTO:
+	case EREMOTEIO:
+	case ECONNRESET:
+		return EX_PROTOCOL;
+	case ENOSPC:
+	case EROFS:
+	case EISDIR:
+	case EEXIST:
+	case EINVAL:
+		return EX_CANTCREAT;
+	case EPIPE:
+	case EIO:
+	case EFBIG:
+	case EDQUOT:
+		return EX_IOERR;
+	default:
+		return EX_OSERR;
+	}
+}
+
+/* Everything but the pages, with the process stopped. */
+static int
+collect(struct ckpt *c)
+{
+	int err = collect_outside(c);
+
+	if (err == 0)
+		err = collect_space(c);
+	if (err == 0)
+		err = collect_fds(c);
+	if (err == 0)
+		err = collect_inside(c);
+	if (err == 0)
+		err = collect_contents(c);
+	return err < 0 ? err : fault(FAULT_collected);
+}
+
+static int
+run_check(struct ckpt *c)
+{
+	int err;
+
+	c->report.collect = true;
+	err = target_freeze(&c->target, c->opt.stop_timeout_ms, c->opt.eintr);
+	if (err == 0)
+		err = collect(c);
+	target_thaw(&c->target);
+	if (err < 0)
+		return err;
+	if (c->opt.json)
+		err = report_json(&c->report);
+	else
+		report_print(&c->report);
+	return err == 0 && report_status(&c->report) != 0 ? -ENOTSUP : err;
+}
+
+static int
+run_ckpt(struct ckpt *c)
+{
+	struct output o = {.fd = -1, .status_fd = -1};
+	int err = output_open(&o, &c->opt);
+
+	if (err == 0)
+		err = output_check_room(&o, c);
+	if (err == 0 && interrupted())
+		err = fail(EINTR, "interrupted");
+	if (err == 0)
+		err = target_freeze(&c->target, c->opt.stop_timeout_ms, c->opt.eintr);
+	if (err == 0) {
+		output_status(&o, "stopped %d", c->target.pid);
+		err = collect(c);
+		if (err == 0 && o.kind == OUTPUT_PIPE && c->opt.after == AFTER_MOVE)
+			err = put_ack(&o);
+		if (err == 0)
+			err = write_image(c, &o);
+		if (err == 0)
+			err = ending(c, &o);
+		target_thaw(&c->target);
+	}
+	output_status(&o, err == 0 ? "done" : "failed");
+	output_close(&o);
+	return err;
+}
+
+void
+ckpt_fini(struct ckpt *c)
+{
+	target_close(&c->target);
+	for (size_t i = 0; i < c->nmapped; i++)
+		close_fd(&c->mapped[i].fd);
+	free(c->mapped);
+	free(c->vdso);
+	page_runs_fini(&c->runs);
+	report_fini(&c->report);
+	record_free(&record_header, &c->model.header);
+	record_free(&record_objects, &c->model.objects);
+	record_free(&record_task, &c->model.task);
+}
+
+int
+main(int argc, char **argv)
+{
+	struct ckpt c = {.opt = {.level = 1, .tail = 4 << 20, .status_fd = -1, .stop_timeout_ms = 5000}};
+	enum action action;
+	int err, status;
+
+	log_init("ckpt", LOG_NORMAL);
+	action = get_options(argc, argv, &c.opt);
+	prepare();
+	if (action == DO_CKPT) {
+		check_options(&c.opt);
+		err = target_open(&c.target, c.opt.pid);
+		if (err == 0)
+			err = c.opt.check ? run_check(&c) : run_ckpt(&c);
+		status = exit_status(&c, err);
+		ckpt_fini(&c);
+		return status;
+	}
+	err = action == DO_LIST ? park_list()
+	    : action == DO_END ? park_end(c.opt.pid) : park_resume(c.opt.pid);
+	return exit_status(&c, err);
+}

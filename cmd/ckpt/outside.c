@@ -1,0 +1,485 @@
+/*
+ * What the kernel tells of the stopped process without the process's own help.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "cpu.h"
+#include "io.h"
+#include "log.h"
+
+static char *
+object_name(const struct ckpt *c, char name[64])
+{
+	snprintf(name, 64, "pid %d", c->target.pid);
+	return name;
+}
+
+/* --- the header */
+
+static int
+random_id(char **id)
+{
+	unsigned char bytes[16];
+	char hex[33];
+	int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -errno : read_full(fd, bytes, sizeof(bytes));
+
+	close_fd(&fd);
+	if (n != sizeof(bytes))
+		return fail(EIO, "/dev/urandom cannot be read");
+	hex_encode(hex, bytes, sizeof(bytes));
+	*id = strdup(hex);
+	return *id == NULL ? -ENOMEM : 0;
+}
+
+/* timens_offsets: lines `monotonic SECONDS NANOSECONDS`. */
+static int64_t
+timens_offset(int dirfd, const char *clock)
+{
+	char *text;
+	const char *p;
+	long long s = 0, ns = 0;
+
+	if (read_file(dirfd, "timens_offsets", &text) < 0)
+		return 0;
+	p = strstr(text, clock);
+	if (p != NULL)
+		sscanf(p + strlen(clock), "%lld %lld", &s, &ns);
+	free(text);
+	return s * 1000000000 + ns;
+}
+
+/* The clock as the process sees it: our own, less our offset, plus its. */
+static uint64_t
+clock_there(const struct ckpt *c, clockid_t clock, const char *name)
+{
+	struct timespec ts;
+	int64_t ns;
+	int self = proc_open(getpid());
+
+	clock_gettime(clock, &ts);
+	ns = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+	if (!proc_same_ns(c->target.proc, "time"))
+		ns += timens_offset(c->target.proc, name) - (self < 0 ? 0 : timens_offset(self, name));
+	close_fd(&self);
+	return ns < 0 ? 0 : (uint64_t)ns;
+}
+
+static int
+collect_header(struct ckpt *c)
+{
+	struct image_header *h = &c->model.header;
+	struct utsname un;
+	struct timespec ts;
+	char *boot = NULL;
+	int err;
+
+	uname(&un);
+	clock_gettime(CLOCK_REALTIME, &ts);
+	h->version = IMAGE_VERSION;
+	h->page_bytes = PAGE_BYTES;
+	h->host_pid = c->target.pid;
+	h->pid = c->target.status.nspid[c->target.status.levels - 1];
+	h->realtime_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+	h->monotonic_ns = clock_there(c, CLOCK_MONOTONIC, "monotonic");
+	h->boottime_ns = clock_there(c, CLOCK_BOOTTIME, "boottime");
+	h->arch = strdup(ARCH_NAME);
+	h->host = strdup(un.nodename);
+	h->kernel = strdup(un.release);
+	h->program = strdup("pms " PMS_VERSION);
+	if (read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &boot) > 0)
+		boot[strcspn(boot, "\n")] = '\0';
+	h->boot_id = boot;
+	if (h->arch == NULL || h->host == NULL || h->kernel == NULL || h->program == NULL)
+		return -ENOMEM;
+	err = cpu_identify(&h->cpu);
+	if (err < 0)
+		return fail(-err, "/proc/cpuinfo: %s", strerror(-err));
+	return random_id(&h->id);
+}
+
+/* --- IDs and credentials, as the program sees them */
+
+static int64_t
+inner_id(const char *map, int64_t id)
+{
+	int64_t in = map == NULL ? id : proc_idmap_inner(map, id);
+
+	return in < 0 ? id : in;
+}
+
+static int
+collect_creds(struct ckpt *c)
+{
+	const struct proc_status *st = &c->target.status;
+	struct creds *cr = &c->model.task.creds;
+	char *uids = NULL, *gids = NULL;
+
+	if (!proc_same_ns(c->target.proc, "user") &&
+	    (read_file(c->target.proc, "uid_map", &uids) < 0 ||
+		read_file(c->target.proc, "gid_map", &gids) < 0))
+		return fail(EIO, "pid %d: its user namespace cannot be read", c->target.pid);
+	for (int i = 0; i < 4; i++) {
+		cr->uid[i] = inner_id(uids, st->uid[i]);
+		cr->gid[i] = inner_id(gids, st->gid[i]);
+	}
+	cr->groups = calloc(st->ngroups + 1, sizeof(*cr->groups));
+	if (cr->groups == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < st->ngroups; i++)
+		cr->groups[i] = inner_id(gids, st->groups[i]);
+	cr->ngroups = st->ngroups;
+	free(uids);
+	free(gids);
+	cr->cap_inh = st->cap_inh;
+	cr->cap_prm = st->cap_prm;
+	cr->cap_eff = st->cap_eff;
+	cr->cap_bnd = st->cap_bnd;
+	cr->cap_amb = st->cap_amb;
+	cr->no_new_privs = st->no_new_privs != 0;
+	return 0;
+}
+
+static int
+check_seccomp(struct ckpt *c)
+{
+	int self = proc_open(getpid());
+	struct proc_status own;
+	char name[64];
+	unsigned ours = 0;
+
+	if (c->target.status.seccomp == 0)
+		return 0;
+	if (self >= 0 && proc_read_status(self, &own) == 0) {
+		ours = own.seccomp == 2 ? own.seccomp_filters : 0;
+		proc_status_fini(&own);
+	}
+	close_fd(&self);
+	/* The filters of a whole container are on ckpt as well: not the program's own. */
+	if (c->target.status.seccomp == 2 && c->target.status.seccomp_filters <= ours)
+		return 0;
+	return report_add(&c->report, OBSTACLE, 69, object_name(c, name),
+	    "start it without its sandbox", "it has seccomp filters of its own, which cannot be carried");
+}
+
+/* --- attributes */
+
+static int
+collect_rlimits(struct ckpt *c)
+{
+	struct task *t = &c->model.task;
+
+	for (int i = 0; i < RLIM_NLIMITS; i++) {
+		struct rlimit64 r;
+		struct rlimit_pair *pair = ARRAY_ADD(t->rlimits, t->nrlimits);
+
+		if (pair == NULL)
+			return -ENOMEM;
+		if (prlimit64(c->target.pid, i, NULL, &r) < 0)
+			return fail_errno("pid %d: limits", c->target.pid);
+		pair->soft = r.rlim_cur;
+		pair->hard = r.rlim_max;
+	}
+	return 0;
+}
+
+static int
+collect_links(struct ckpt *c)
+{
+	struct task *t = &c->model.task;
+	char *root = NULL, name[64];
+	int err = read_link(c->target.proc, "cwd", &t->cwd);
+
+	if (err == 0)
+		err = read_link(c->target.proc, "root", &root);
+	if (err < 0)
+		return fail(-err, "pid %d: its directories cannot be read: %s", c->target.pid,
+		    strerror(-err));
+	if (strcmp(root, "/") != 0)
+		err = report_add(&c->report, OBSTACLE, 69, object_name(c, name), NULL,
+		    "it lives in a changed root, %s", root);
+	free(root);
+	return err;
+}
+
+static int
+collect_task_outside(struct ckpt *c)
+{
+	const struct target *tg = &c->target;
+	const struct proc_status *st = &tg->status;
+	struct task *t = &c->model.task;
+	int last = st->levels - 1;
+	int64_t number;
+
+	t->pid = st->nspid[last];
+	t->pgid = st->nspgid[last];
+	t->sid = st->nssid[last];
+	t->group_leader = t->pid == t->pgid;
+	t->session_leader = t->pid == t->sid;
+	t->set_controlling_tty = t->session_leader && tg->stat.tty != 0;
+	t->comm = strdup(st->name);
+	t->umask = st->umask;
+	t->stop_signal = tg->threads[0].stop_signal;
+	t->cpu_ns = (tg->stat.utime + tg->stat.stime) * (1000000000 / (uint64_t)sysconf(_SC_CLK_TCK));
+	if (proc_read_number(tg->proc, "personality", 16, &number) == 0)
+		t->personality = (uint64_t)number;
+	if (proc_read_number(tg->proc, "coredump_filter", 16, &number) == 0)
+		t->coredump_filter = (uint64_t)number;
+	if (proc_read_number(tg->proc, "oom_score_adj", 10, &number) == 0)
+		t->oom_score_adj = number;
+	return t->comm == NULL ? -ENOMEM : 0;
+}
+
+static int
+check_children(struct ckpt *c)
+{
+	char path[64], name[64], *text;
+
+	for (size_t i = 0; i < c->target.nthreads; i++) {
+		snprintf(path, sizeof(path), "task/%d/children", c->target.threads[i].tid);
+		if (read_file(c->target.proc, path, &text) < 0)
+			continue;
+		if (text[0] != '\0') {
+			int err = report_add(&c->report, OBSTACLE, 69, object_name(c, name),
+			    "wait until they have ended", "it has children: %s", text);
+
+			free(text);
+			return err;
+		}
+		free(text);
+	}
+	return 0;
+}
+
+/* --- threads */
+
+/* struct sched_attr of sched_setattr(2), first version. */
+struct kernel_sched_attr {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+};
+
+static int
+collect_affinity(const struct tracee *th, struct sched *s)
+{
+	cpu_set_t *set = calloc(1, 8192);
+	long n, cpus = sysconf(_SC_NPROCESSORS_CONF);
+
+	if (set == NULL)
+		return -ENOMEM;
+	n = syscall(SYS_sched_getaffinity, th->tid, 8192, set);
+	if (n > 0 && CPU_COUNT_S((size_t)n, set) < cpus) {
+		s->affinity.p = (unsigned char *)set;
+		s->affinity.n = (size_t)n;
+		return 0;
+	}
+	free(set);
+	return 0;
+}
+
+static int
+collect_sched(const struct target *t, const struct tracee *th, struct sched *s)
+{
+	struct kernel_sched_attr a = {0};
+	char path[64];
+	int64_t slack;
+
+	if (syscall(SYS_sched_getattr, th->tid, &a, sizeof(a), 0) < 0)
+		return fail_errno("pid %d: scheduling", th->tid);
+	s->policy = a.policy;
+	s->nice = a.nice;
+	s->priority = a.priority;
+	s->flags = a.flags;
+	s->runtime = a.runtime;
+	s->deadline = a.deadline;
+	s->period = a.period;
+	s->ioprio = syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, th->tid);
+	/* Known for every process, and for each thread where it is its first. */
+	snprintf(path, sizeof(path), "task/%d/timerslack_ns", th->tid);
+	if (proc_read_number(t->proc, path, 10, &slack) < 0 &&
+	    (th->tid != t->pid || proc_read_number(t->proc, "timerslack_ns", 10, &slack) < 0))
+		slack = 0;
+	s->timerslack_ns = (uint64_t)slack;
+	return collect_affinity(th, s);
+}
+
+/* Signals queued for a thread, or (shared) for the process. */
+static int
+collect_pending(const struct tracee *th, bool shared, struct bytes *out)
+{
+	struct __ptrace_peeksiginfo_args args = {0};
+	unsigned char info[32][SIGINFO_BYTES];
+	long n;
+
+	args.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
+	args.nr = ARRAY_LEN(info);
+	while ((n = ptrace(PTRACE_PEEKSIGINFO, th->tid, &args, info)) > 0) {
+		size_t more = (size_t)n * SIGINFO_BYTES;
+		unsigned char *p = realloc(out->p, out->n + more);
+
+		if (p == NULL)
+			return -ENOMEM;
+		memcpy(p + out->n, info, more);
+		out->p = p;
+		out->n += more;
+		args.off += (uint64_t)n;
+	}
+	return n < 0 ? fail_errno("pid %d: pending signals", th->tid) : 0;
+}
+
+/* The registers with which the copy goes on: an interrupted call begins again. */
+static void
+copy_regs(const struct ckpt *c, const struct tracee *th, struct thread *out)
+{
+	out->regs = th->regs;
+	switch (arch_restart_kind(&th->regs, syscall_eintr_restarts)) {
+	case RESTART_NONE:
+		break;
+	case RESTART_BLOCK:
+		if (c->opt.eintr) {
+			arch_set_eintr(&out->regs);
+			break;
+		}
+		/* fall through */
+	default:
+		arch_rewind(&out->regs);
+	}
+	out->regs.orig_rax = UINT64_MAX;
+}
+
+struct rseq_configuration {
+	uint64_t pointer;
+	uint32_t size, signature, flags, pad;
+};
+#define PTRACE_GET_RSEQ_CONFIGURATION_ 0x420f
+
+/* struct rseq_cs of linux/rseq.h, the critical section a thread is in. */
+struct critical_section {
+	uint32_t version, flags;
+	uint64_t start, length, abort;
+};
+
+/*
+ * A thread that was stopped inside a restartable sequence goes on at its abort handler, here
+ * as in the copy: that is what the kernel does to one that was preempted.
+ */
+static int
+collect_rseq(struct tracee *th, struct thread *out)
+{
+	struct rseq_configuration conf = {0};
+	struct critical_section cs;
+	uint64_t cs_at = 0;
+
+	if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION_, th->tid, (void *)sizeof(conf), &conf) < 0 ||
+	    conf.pointer == 0)
+		return 0;
+	out->rseq = conf.pointer;
+	out->rseq_size = conf.size;
+	out->rseq_sig = conf.signature;
+	if (mem_read(th->mem, conf.pointer + 8, &cs_at, sizeof(cs_at)) < 0 || cs_at == 0 ||
+	    mem_read(th->mem, cs_at, &cs, sizeof(cs)) < 0)
+		return 0;
+	if (th->regs.rip - cs.start >= cs.length)
+		return 0;
+	th->regs.rip = cs.abort;
+	return tracee_set_regs(th->tid, &th->regs);
+}
+
+static int
+collect_thread_names(const struct target *t, const struct tracee *th, struct thread *out)
+{
+	struct proc_status st;
+	char path[64], *text;
+	int err;
+
+	snprintf(path, sizeof(path), "task/%d/status", th->tid);
+	err = (int)read_file(t->proc, path, &text);
+	if (err >= 0) {
+		err = proc_status_parse(&st, text);
+		free(text);
+	}
+	if (err < 0)
+		return fail(-err, "pid %d: status: %s", th->tid, strerror(-err));
+	out->tid = st.nspid[st.levels - 1];
+	proc_status_fini(&st);
+	snprintf(path, sizeof(path), "task/%d/comm", th->tid);
+	err = (int)read_file(t->proc, path, &out->comm);
+	if (err < 0)
+		return fail(-err, "pid %d: comm: %s", th->tid, strerror(-err));
+	if (err > 0 && out->comm[err - 1] == '\n')
+		out->comm[err - 1] = '\0';
+	return 0;
+}
+
+static int
+collect_thread(struct ckpt *c, struct tracee *th)
+{
+	struct thread *out = ARRAY_ADD(c->model.task.threads, c->model.task.nthreads);
+	size_t robust_len = 0;
+	void *head = NULL;
+	int err;
+
+	if (out == NULL)
+		return -ENOMEM;
+	err = collect_thread_names(&c->target, th, out);
+	if (err == 0)
+		err = collect_rseq(th, out);
+	if (err == 0)
+		err = collect_sched(&c->target, th, &out->sched);
+	if (err == 0)
+		err = collect_pending(th, false, &out->pending);
+	if (err < 0)
+		return err;
+	copy_regs(c, th, out);
+	out->sigmask = th->sigmask;
+	out->xstate.p = malloc(th->xstate_len);
+	if (out->xstate.p == NULL)
+		return -ENOMEM;
+	memcpy(out->xstate.p, th->xstate, th->xstate_len);
+	out->xstate.n = th->xstate_len;
+	if (syscall(SYS_get_robust_list, th->tid, &head, &robust_len) == 0) {
+		out->robust_head = (taddr)(uintptr_t)head;
+		out->robust_len = robust_len;
+	}
+	return 0;
+}
+
+int
+collect_outside(struct ckpt *c)
+{
+	int err = collect_header(c);
+
+	if (err == 0)
+		err = collect_task_outside(c);
+	if (err == 0)
+		err = collect_creds(c);
+	if (err == 0)
+		err = check_seccomp(c);
+	if (err == 0)
+		err = check_children(c);
+	if (err == 0)
+		err = collect_rlimits(c);
+	if (err == 0)
+		err = collect_links(c);
+	for (size_t i = 0; i < c->target.nthreads && err == 0; i++)
+		err = collect_thread(c, &c->target.threads[i]);
+	if (err == 0)
+		err = collect_pending(&c->target.threads[0], true, &c->model.task.pending);
+	return err;
+}

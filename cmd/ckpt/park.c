@@ -1,0 +1,250 @@
+/*
+ * Originals that -S leaves behind: every thread in a loop of its own that stops the process
+ * again whenever something continues it. Where it was before is in a signal frame below its stack.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "fault.h"
+#include "io.h"
+#include "log.h"
+
+#define PARK_MARK "pms-park"
+#define ALL_SIGNALS (~0ULL)
+
+static taddr
+free_page(const struct proc_maps *maps)
+{
+	taddr at = 0x10000000;
+
+	for (size_t i = 0; i < maps->n && at + 2 * PAGE_BYTES > maps->map[i].start; i++)
+		if (maps->map[i].end > at)
+			at = maps->map[i].end + PAGE_BYTES;
+	return at;
+}
+
+/*
+ * Map a page in the process. Should ckpt die right behind the call, the way back leads through
+ * munmap(): a second frame above the first.
+ */
+static int
+map_page(struct ckpt *c, struct tracee *th, taddr at)
+{
+	struct arch_call map = {SYS_mmap, {at, PAGE_BYTES, PROT_READ | PROT_EXEC,
+	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
+	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	struct arch_regs regs = th->regs;
+	unsigned char *frame;
+	taddr below = th->frame_at, undo_at;
+	int64_t result = 0;
+	size_t n;
+	int err;
+
+	regs.rsp = th->frame_at;
+	arch_set_call(&regs, c->target.gadget, &unmap);
+	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, c->target.restorer, below,
+	    &frame, &undo_at);
+	if (n == 0)
+		return -ENOMEM;
+	err = mem_write(th->mem, undo_at, frame, n);
+	free(frame);
+	if (err < 0)
+		return fail(-err, "pid %d: write below its stack: %s", th->tid, strerror(-err));
+	regs = th->regs;
+	regs.rsp = undo_at;
+	err = tracee_call_at(th, &regs, c->target.gadget, &map, &result);
+	if (err == 0 && result != (int64_t)at)
+		err = fail(ENOMEM, "pid %d: no page for parking: %s", th->tid, strerror((int)-result));
+	return err;
+}
+
+static int
+unmap_page(struct tracee *th, taddr at)
+{
+	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	int64_t result;
+
+	return tracee_call(th, &unmap, &result);
+}
+
+int
+park(struct ckpt *c)
+{
+	struct target *t = &c->target;
+	taddr at = free_page(&t->maps);
+	int err = 0;
+
+	if (t->restorer == 0)
+		return fail(ENOTSUP, "pid %d: cannot be parked: its program has no way back from a "
+		    "signal that could be borrowed", t->pid);
+	for (size_t i = 0; i < t->nthreads && err == 0; i++)
+		err = tracee_borrow(&t->threads[i], t->gadget, t->restorer);
+	if (err == 0)
+		err = map_page(c, &t->threads[0], at);
+	if (err < 0)
+		return err;
+	err = mem_write(t->mem, at, arch_park, (size_t)(arch_park_end - arch_park));
+	if (err < 0) {
+		unmap_page(&t->threads[0], at);
+		return fail(-err, "pid %d: parking: %s", t->pid, strerror(-err));
+	}
+	/* From here on it stops by itself as soon as one of its threads runs. */
+	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
+		struct tracee *th = &t->threads[i];
+		struct arch_regs regs = th->regs;
+
+		arch_set_park(&regs, at, t->status.nspid[t->status.levels - 1],
+		    c->model.task.threads[i].tid, th->frame_at);
+		err = tracee_set_regs(th->tid, &regs);
+		fault(FAULT_parking);
+	}
+	for (size_t i = 0; i < t->nthreads; i++) {
+		t->threads[i].borrowed = false; /* it keeps what was borrowed */
+		tracee_detach(&t->threads[i]);
+	}
+	t->nthreads = 0;
+	if (err == 0)
+		note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", t->pid,
+		    t->pid, t->pid);
+	return err;
+}
+
+/* --- afterwards */
+
+/* Page of the parking loop that a thread is in, or 0. */
+static taddr
+park_page(int mem, taddr ip)
+{
+	char mark[8];
+
+	if (mem_read(mem, page_down(ip), mark, sizeof(mark)) < 0 ||
+	    memcmp(mark, PARK_MARK, sizeof(mark)) != 0)
+		return 0;
+	return page_down(ip);
+}
+
+/* /proc/PID/syscall of a stopped task ends in its stack pointer and its place. */
+static bool
+is_parked(pid_t pid)
+{
+	char path[32], *text, *ip;
+	bool parked = false;
+	int mem;
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
+	if (read_file(AT_FDCWD, path, &text) < 0)
+		return false;
+	ip = strrchr(text, ' ');
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	mem = open(path, O_RDONLY | O_CLOEXEC);
+	if (ip != NULL && mem >= 0)
+		parked = park_page(mem, strtoull(ip, NULL, 16)) != 0;
+	close_fd(&mem);
+	free(text);
+	return parked;
+}
+
+static int
+not_parked(pid_t pid)
+{
+	return fail(ENOENT, "pid %d: is not parked (ckpt --list shows those that are)", pid);
+}
+
+static int
+leave_park(struct tracee *th, taddr *page)
+{
+	unsigned char frame[1024];
+	taddr xstate_at, at = park_page(th->mem, th->regs.rip);
+	struct arch_regs regs = th->regs;
+	uint64_t mask;
+	int err;
+
+	if (at == 0)
+		return 0;
+	err = mem_read(th->mem, arch_park_frame(&th->regs), frame, sizeof(frame));
+	if (err < 0 || !arch_sigframe_read(frame, sizeof(frame), &regs, &mask, &xstate_at))
+		return fail(EIO, "pid %d: its frame cannot be read", th->tid);
+	*page = at;
+	th->regs = regs;
+	th->sigmask = mask;
+	err = tracee_set_regs(th->tid, &regs);
+	return err < 0 ? err : tracee_set_sigmask(th->tid, mask);
+}
+
+int
+park_resume(pid_t pid)
+{
+	struct target t;
+	taddr page = 0;
+	bool stopped = true;
+	int err = target_open(&t, pid);
+
+	if (err == 0 && !is_parked(pid))
+		err = not_parked(pid);
+	if (err == 0)
+		err = target_freeze(&t, 5000, true);
+	for (size_t i = 0; err == 0 && i < t.nthreads; i++) {
+		err = leave_park(&t.threads[i], &page);
+		stopped &= t.threads[i].stop_signal != 0;
+	}
+	if (err == 0 && page != 0) {
+		err = tracee_borrow(&t.threads[0], t.gadget, t.restorer);
+		if (err == 0)
+			err = unmap_page(&t.threads[0], page);
+	}
+	target_close(&t);
+	if (err == 0 && stopped && kill(pid, SIGCONT) < 0)
+		err = fail_errno("pid %d: continue", pid);
+	return err;
+}
+
+int
+park_end(pid_t pid)
+{
+	struct target t;
+	int err = target_open(&t, pid);
+
+	if (err == 0 && !is_parked(pid))
+		err = not_parked(pid);
+	if (err == 0)
+		err = target_end(&t);
+	target_close(&t);
+	return err;
+}
+
+int
+park_list(void)
+{
+	DIR *dir = opendir("/proc");
+	struct dirent *e;
+
+	if (dir == NULL)
+		return fail_errno("/proc");
+	while ((e = readdir(dir)) != NULL) {
+		pid_t pid = (pid_t)atoi(e->d_name);
+		struct proc_status st;
+		int proc = pid > 0 ? proc_open(pid) : -1;
+
+		if (proc < 0)
+			continue;
+		if (proc_read_status(proc, &st) == 0) {
+			if ((st.state == 'T' || st.state == 't') && is_parked(pid))
+				printf("%d\t%s\n", pid, st.name);
+			proc_status_fini(&st);
+		}
+		close(proc);
+	}
+	closedir(dir);
+	return 0;
+}

@@ -1,0 +1,372 @@
+/*
+ * The address space: its mappings, the files behind them, the vDSO, the kernel's fields.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "digest.h"
+#include "fileid.h"
+#include "io.h"
+#include "log.h"
+#include "vdso.h"
+
+#define DELETED " (deleted)"
+
+static bool
+has_flag(const char *flags, const char *two)
+{
+	for (; flags != NULL && *flags != '\0'; flags += flags[2] == ' ' ? 3 : 2)
+		if (flags[0] == two[0] && flags[1] == two[1])
+			return true;
+	return false;
+}
+
+/* --- files */
+
+/* File systems whose inodes have another device number in maps than in stat(2). */
+static bool
+device_differs(int fd)
+{
+	enum { OVERLAYFS = 0x794c7630, BTRFS = (int)0x9123683E };
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && (fs.f_type == OVERLAYFS || (int)fs.f_type == BTRFS);
+}
+
+static bool
+is_file_of(int fd, const struct proc_map *m)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && st.st_ino == m->ino &&
+	    (st.st_dev == makedev(m->major, m->minor) || device_differs(fd));
+}
+
+static int
+open_if_same(int dirfd, const char *path, const struct proc_map *m)
+{
+	int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+
+	if (fd >= 0 && !is_file_of(fd, m))
+		close_fd(&fd);
+	return fd;
+}
+
+/* The mapped file by any way that leads to it, or -1. *at_path: it is still at its path. */
+static int
+open_mapped(const struct target *t, const struct proc_map *m, const char *path, bool *at_path)
+{
+	char name[64], *inside;
+	int *fds, fd = -1;
+	size_t n;
+
+	*at_path = false;
+	if (path[0] == '/' && asprintf(&inside, "root%s", path) > 0) {
+		fd = open_if_same(t->proc, inside, m);
+		*at_path = fd >= 0;
+		free(inside);
+	}
+	if (fd < 0)
+		fd = open_if_same(t->proc, "exe", m);
+	if (fd < 0 && proc_list(t->proc, "fd", &fds, &n) == 0) {
+		for (size_t i = 0; i < n && fd < 0; i++) {
+			snprintf(name, sizeof(name), "fd/%d", fds[i]);
+			fd = open_if_same(t->proc, name, m);
+		}
+		free(fds);
+	}
+	if (fd < 0) { /* with CAP_CHECKPOINT_RESTORE */
+		snprintf(name, sizeof(name), "map_files/%llx-%llx", (unsigned long long)m->start,
+		    (unsigned long long)m->end);
+		fd = open_if_same(t->proc, name, m);
+	}
+	return fd;
+}
+
+static bool
+must_embed(const struct ckpt *c, const struct file_ref *ref, bool at_path)
+{
+	if (!at_path || c->opt.embed != EMBED_NEEDED)
+		return true;
+	return ref->build_id == NULL && ref->size < EMBED_MAX;
+}
+
+int64_t
+space_file(struct ckpt *c, const struct proc_map *m)
+{
+	struct objects *o = &c->model.objects;
+	struct mapped_file *mf;
+	struct file_ref *ref;
+	size_t len;
+	bool at_path;
+	int err;
+
+	for (size_t i = 0; i < c->nmapped; i++)
+		if (c->mapped[i].ino == m->ino && c->mapped[i].major == m->major &&
+		    c->mapped[i].minor == m->minor)
+			return (int64_t)i;
+	mf = ARRAY_ADD(c->mapped, c->nmapped);
+	ref = ARRAY_ADD(o->files, o->nfiles);
+	if (mf == NULL || ref == NULL || (ref->path = strdup(m->path)) == NULL)
+		return -ENOMEM;
+	*mf = (struct mapped_file){m->major, m->minor, m->ino, -1};
+	mf->fd = open_mapped(&c->target, m, ref->path, &at_path);
+	len = strlen(ref->path);
+	if (!at_path && len > strlen(DELETED) &&
+	    strcmp(ref->path + len - strlen(DELETED), DELETED) == 0)
+		ref->path[len - strlen(DELETED)] = '\0';
+	ref->gone = !at_path;
+	ref->partial = mf->fd < 0;
+	if (mf->fd >= 0) {
+		err = fileid_get(ref, mf->fd, FILEID_BUILD_ID | FILEID_HASH);
+		if (err < 0)
+			return fail(-err, "%s: %s", ref->path, strerror(-err));
+	}
+	if (must_embed(c, ref, at_path) && asprintf(&ref->member, "file/%zu", o->nfiles - 1) < 0)
+		return -ENOMEM;
+	return (int64_t)o->nfiles - 1;
+}
+
+/* --- mappings */
+
+static int
+refuse(struct ckpt *c, const struct proc_map *m, const char *advice, const char *what)
+{
+	char name[96];
+
+	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", c->target.pid,
+	    (unsigned long long)m->start, (unsigned long long)m->end);
+	return report_add(&c->report, OBSTACLE, 69, name, advice, "%s%s%s", what,
+	    m->path[0] != '\0' ? ": " : "", m->path);
+}
+
+/* An object that may be mapped in several places: found again by its inode. */
+static int64_t
+shm_object(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *ninos)
+{
+	struct objects *o = &c->model.objects;
+	uint64_t end = m->offset + (m->end - m->start);
+	size_t i = 0;
+
+	while (i < *ninos && (*inos)[i] != m->ino)
+		i++;
+	if (i == *ninos) {
+		uint64_t *ino = ARRAY_ADD(*inos, *ninos);
+
+		if (ino == NULL || ARRAY_ADD(o->shms, o->nshms) == NULL)
+			return -ENOMEM;
+		*ino = m->ino;
+	}
+	o->shms[i].size = max_u64(o->shms[i].size, end);
+	return (int64_t)i;
+}
+
+/* What is behind a mapping. Returns 0, 1 to leave it out, or a negative errno. */
+static int
+classify(struct ckpt *c, const struct proc_map *m, struct vma *v, uint64_t **inos, size_t *ninos)
+{
+	bool special = m->path[0] == '[';
+
+	v->kind = VMA_ANON;
+	v->ref = -1;
+	if (m->start >= ARCH_USER_END || strncmp(m->path, "[vvar", 5) == 0 ||
+	    strcmp(m->path, "[vdso]") == 0)
+		return 1;
+	if (has_flag(m->flags, "ht"))
+		return refuse(c, m, NULL, "huge pages of hugetlbfs cannot be moved yet");
+	if (has_flag(m->flags, "io") || has_flag(m->flags, "pf"))
+		return refuse(c, m, "have the program release the device", "memory of a device");
+	if (has_flag(m->flags, "um") || has_flag(m->flags, "uw"))
+		return refuse(c, m, NULL, "under a userfaultfd");
+	if (has_flag(m->flags, "ss"))
+		return refuse(c, m, "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+		    "a shadow stack");
+	if (m->pkey != 0)
+		return refuse(c, m, NULL, "memory under a protection key");
+	if (strncmp(m->path, "/SYSV", 5) == 0)
+		return refuse(c, m, NULL, "System V shared memory cannot be moved yet");
+	if (strncmp(m->path, "[anon:", 6) == 0 || strncmp(m->path, "[anon_shmem:", 12) == 0) {
+		v->name = strdup(strchr(m->path, ':') + 1);
+		if (v->name == NULL)
+			return -ENOMEM;
+		v->name[strcspn(v->name, "]")] = '\0';
+	}
+	if (m->shared && (m->ino != 0) &&
+	    (strncmp(m->path, "/dev/zero (deleted)", 19) == 0 || strncmp(m->path, "/memfd:", 7) == 0 ||
+		strncmp(m->path, "[anon_shmem:", 12) == 0)) {
+		v->kind = VMA_SHM;
+		v->ref = shm_object(c, m, inos, ninos);
+		return v->ref < 0 ? (int)v->ref : 0;
+	}
+	if (m->ino == 0 && (special || m->path[0] == '\0'))
+		return 0;
+	if (m->path[0] != '/')
+		return refuse(c, m, NULL, "a kind of memory that cannot be moved");
+	v->kind = VMA_FILE;
+	v->ref = space_file(c, m);
+	if (v->ref < 0)
+		return (int)v->ref;
+	if (m->shared && c->model.objects.files[v->ref].gone && has_flag(m->flags, "mw"))
+		return refuse(c, m, "have the program unmap it", "a writable mapping of a file that is gone");
+	return 0;
+}
+
+static int
+add_mapping(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *ninos)
+{
+	struct task *t = &c->model.task;
+	struct vma v = {.start = m->start, .end = m->end, .prot = m->prot, .shared = m->shared,
+	    .offset = m->offset};
+	struct vma *out;
+	int err = classify(c, m, &v, inos, ninos);
+
+	if (err != 0) {
+		free(v.name);
+		return err < 0 ? err : 0;
+	}
+	out = ARRAY_ADD(t->vmas, t->nvmas);
+	v.flags = m->flags != NULL ? strdup(m->flags) : NULL;
+	if (out == NULL) {
+		free(v.name);
+		free(v.flags);
+		return -ENOMEM;
+	}
+	*out = v;
+	return 0;
+}
+
+/* --- the vDSO */
+
+/*
+ * Either the kernel's own, or the page of jumps that an earlier restart has put in the
+ * place of another kernel's: then that is what the program knows as its vDSO.
+ */
+static int
+collect_vdso(struct ckpt *c)
+{
+	struct mm_layout *mm = &c->model.task.mm;
+	const struct proc_map *vdso = NULL, *proxy = NULL;
+	unsigned char head[VDSO_MARK_END];
+	char hex[DIGEST_HEX];
+
+	for (size_t i = 0; i < c->target.maps.n; i++) {
+		const struct proc_map *m = &c->target.maps.map[i];
+
+		if (strcmp(m->path, "[vdso]") == 0)
+			vdso = m;
+		else if (strncmp(m->path, "[vvar", 5) == 0 && (mm->vvar == 0 || m->start < mm->vvar))
+			mm->vvar = m->start;
+		else if (m->path[0] == '\0' && m->prot == (PROT_READ | PROT_EXEC) && !m->shared &&
+		    mem_read(c->target.mem, m->start, head, sizeof(head)) == 0 && vdso_is_proxy(head))
+			proxy = m;
+	}
+	if (proxy != NULL) {
+		vdso = proxy;
+		mm->vvar = proxy->start;
+	}
+	if (vdso == NULL)
+		return 0;
+	mm->vdso = vdso->start;
+	mm->vdso_size = vdso->end - vdso->start;
+	if (mm->vvar == 0 || mm->vvar > mm->vdso)
+		mm->vvar = mm->vdso;
+	c->vdso = malloc(mm->vdso_size);
+	if (c->vdso == NULL)
+		return -ENOMEM;
+	if (mem_read(c->target.mem, mm->vdso, c->vdso, mm->vdso_size) < 0)
+		return fail(EIO, "pid %d: its vDSO cannot be read", c->target.pid);
+	digest_once(c->vdso, mm->vdso_size, hex);
+	mm->vdso_hash = strdup(hex);
+	mm->vdso_member = strdup("vdso/0");
+	for (size_t i = 0; i < c->target.nthreads; i++) {
+		taddr ip = c->target.threads[i].regs.rip;
+
+		mm->in_vdso |= ip >= vdso->start && ip < vdso->end;
+	}
+	/* The page of jumps is remade at the other end. */
+	if (proxy != NULL)
+		for (size_t i = 0; i < c->model.task.nvmas; i++) {
+			struct vma *v = &c->model.task.vmas[i];
+
+			if (v->start != proxy->start)
+				continue;
+			free(v->flags);
+			free(v->name);
+			memmove(v, v + 1, (--c->model.task.nvmas - i) * sizeof(*v));
+		}
+	return mm->vdso_hash == NULL || mm->vdso_member == NULL ? -ENOMEM : 0;
+}
+
+/* --- the kernel's fields */
+
+static int
+collect_layout(struct ckpt *c)
+{
+	const struct proc_stat *st = &c->target.stat;
+	struct mm_layout *mm = &c->model.task.mm;
+	ssize_t n;
+
+	mm->start_code = st->start_code, mm->end_code = st->end_code;
+	mm->start_data = st->start_data, mm->end_data = st->end_data;
+	mm->start_brk = st->start_brk, mm->start_stack = st->start_stack;
+	mm->arg_start = st->arg_start, mm->arg_end = st->arg_end;
+	mm->env_start = st->env_start, mm->env_end = st->env_end;
+	n = read_file(c->target.proc, "auxv", (char **)&mm->auxv.p);
+	if (n < 0)
+		return fail((int)-n, "pid %d: auxv: %s", c->target.pid, strerror((int)-n));
+	mm->auxv.n = (size_t)n;
+	return 0;
+}
+
+static int
+collect_exe(struct ckpt *c)
+{
+	struct proc_map m = {0};
+	struct stat st;
+	int64_t ref;
+
+	if (fstatat(c->target.proc, "exe", &st, 0) < 0)
+		return fail_errno("pid %d: its program", c->target.pid);
+	m.major = major(st.st_dev);
+	m.minor = minor(st.st_dev);
+	m.ino = st.st_ino;
+	if (read_link(c->target.proc, "exe", &m.path) < 0)
+		return fail_errno("pid %d: its program", c->target.pid);
+	/* Usually mapped, and then known by the device number that maps shows. */
+	for (size_t i = 0; i < c->nmapped; i++)
+		if (c->mapped[i].ino == m.ino && c->mapped[i].fd >= 0 && is_file_of(c->mapped[i].fd, &m)) {
+			free(m.path);
+			c->model.task.exe = (int64_t)i;
+			return 0;
+		}
+	ref = space_file(c, &m);
+	free(m.path);
+	c->model.task.exe = ref;
+	return ref < 0 ? (int)ref : 0;
+}
+
+int
+collect_space(struct ckpt *c)
+{
+	uint64_t *inos = NULL;
+	size_t ninos = 0;
+	int err = collect_layout(c);
+
+	for (size_t i = 0; err == 0 && i < c->target.maps.n; i++)
+		err = add_mapping(c, &c->target.maps.map[i], &inos, &ninos);
+	free(inos);
+	if (err == 0)
+		err = collect_exe(c);
+	if (err == 0)
+		err = collect_vdso(c);
+	return err;
+}

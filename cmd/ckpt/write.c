@@ -1,0 +1,202 @@
+/*
+ * The members of the image, in the order in which a reader of a pipe needs them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "fault.h"
+#include "io.h"
+#include "log.h"
+#include "record.h"
+
+struct writing {
+	struct ckpt *c;
+	struct output *o;
+	struct image_writer *w;
+};
+
+static int
+put_record(struct image_writer *w, const char *name, const struct record *rec, const void *st)
+{
+	size_t len = 0;
+	char *text = record_to_text(rec, st, &len);
+	int err = text == NULL ? fail(ENOMEM, "%s: cannot be written", name)
+			       : image_put(w, name, text, len);
+
+	free(text);
+	return err;
+}
+
+/* --- embedded files */
+
+struct file_content {
+	struct ckpt *c;
+	size_t index;
+	int fd;
+};
+
+static int
+read_from_fd(void *ctx, uint64_t offset, void *data, size_t len)
+{
+	const struct file_content *f = ctx;
+	char *p = data;
+
+	while (len > 0) {
+		ssize_t n = pread(f->fd, p, len, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? fail_errno("%s", f->c->model.objects.files[f->index].path)
+				     : fail(EIO, "%s: became shorter", f->c->model.objects.files[f->index].path);
+		p += n;
+		offset += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/*
+ * A file that nothing leads to any more, as the process has it mapped. Where a private page has
+ * been changed this gives the changed one: the mapping has its own copy in the image anyway.
+ */
+static int
+read_from_mappings(void *ctx, uint64_t offset, void *data, size_t len)
+{
+	const struct file_content *f = ctx;
+	const struct task *t = &f->c->model.task;
+
+	memset(data, 0, len);
+	for (size_t i = 0; i < t->nvmas; i++) {
+		const struct vma *v = &t->vmas[i];
+		uint64_t from, to;
+
+		if (v->kind != VMA_FILE || (size_t)v->ref != f->index)
+			continue;
+		from = max_u64(offset, v->offset);
+		to = min_u64(offset + len, v->offset + (v->end - v->start));
+		/* Behind the end of the file there is nothing to read. */
+		for (; from < to; from += PAGE_BYTES)
+			mem_read(f->c->target.mem, v->start + (from - v->offset),
+			    (char *)data + (from - offset), min_u64(PAGE_BYTES, to - from));
+	}
+	return 0;
+}
+
+static uint64_t
+mapped_end(const struct task *t, size_t index)
+{
+	uint64_t end = 0;
+
+	for (size_t i = 0; i < t->nvmas; i++)
+		if (t->vmas[i].kind == VMA_FILE && (size_t)t->vmas[i].ref == index)
+			end = max_u64(end, t->vmas[i].offset + (t->vmas[i].end - t->vmas[i].start));
+	return end;
+}
+
+static int
+open_for_content(struct ckpt *c, size_t index)
+{
+	char *path;
+	int fd;
+
+	if (index < c->nmapped)
+		return fcntl(c->mapped[index].fd, F_DUPFD_CLOEXEC, 3);
+	if (asprintf(&path, "root%s", c->model.objects.files[index].path) < 0)
+		return -1;
+	fd = openat(c->target.proc, path, O_RDONLY | O_CLOEXEC);
+	free(path);
+	return fd;
+}
+
+static int
+put_file(struct writing *wr, size_t index)
+{
+	struct file_ref *ref = &wr->c->model.objects.files[index];
+	struct file_content f = {wr->c, index, -1};
+	int err;
+
+	if (ref->partial)
+		return image_put_content(wr->w, ref->member, ref->size, read_from_mappings, &f);
+	f.fd = open_for_content(wr->c, index);
+	if (f.fd < 0)
+		return fail_errno("%s: cannot be read, and is to be in the image", ref->path);
+	err = image_put_content(wr->w, ref->member, ref->size, read_from_fd, &f);
+	close(f.fd);
+	return err;
+}
+
+/* --- all of it */
+
+static int
+progress(void *ctx, uint64_t done, uint64_t all)
+{
+	const struct writing *wr = ctx;
+
+	(void)wr;
+	if (interrupted())
+		return fail(EINTR, "interrupted; pid %d runs on", wr->c->target.pid);
+	log_progress("memory", done * PAGE_BYTES, all * PAGE_BYTES);
+	return fault(FAULT_page_out);
+}
+
+static int
+put_members(struct writing *wr)
+{
+	struct ckpt *c = wr->c;
+	struct objects *o = &c->model.objects;
+	struct live_pages *lp;
+	char name[IMAGE_NAME_MAX];
+	int err;
+
+	for (size_t i = 0; i < o->nfiles; i++)
+		if (o->files[i].partial)
+			o->files[i].size = mapped_end(&c->model.task, i);
+	err = put_record(wr->w, "header.json", &record_header, &c->model.header);
+	if (err == 0)
+		err = put_record(wr->w, "objects.json", &record_objects, o);
+	snprintf(name, sizeof(name), "task/%" PRId64 ".json", c->model.task.pid);
+	if (err == 0)
+		err = put_record(wr->w, name, &record_task, &c->model.task);
+	if (err == 0 && c->vdso != NULL)
+		err = image_put(wr->w, c->model.task.mm.vdso_member, c->vdso, c->model.task.mm.vdso_size);
+	if (err == 0)
+		err = fault(FAULT_header_out);
+	for (size_t i = 0; err == 0 && i < o->nfiles; i++)
+		if (o->files[i].member != NULL)
+			err = put_file(wr, i);
+	if (err < 0)
+		return err;
+	lp = live_pages_new(c);
+	if (lp == NULL)
+		return -ENOMEM;
+	err = image_put_pages(wr->w, c->model.task.pid, &c->runs, live_pages_source(lp), progress, wr);
+	live_pages_free(lp);
+	log_progress_end();
+	return err < 0 ? err : image_finish(wr->w);
+}
+
+int
+write_image(struct ckpt *c, struct output *o)
+{
+	struct writing wr = {c, o, NULL};
+	int err;
+
+	wr.w = image_writer_new(output_write, o, c->opt.level);
+	if (wr.w == NULL)
+		return fail(ENOMEM, "out of memory");
+	err = put_members(&wr);
+	if (err == 0) {
+		output_status(o, "image %" PRIu64, image_bytes(wr.w));
+		err = fault(FAULT_image_out);
+	}
+	image_writer_free(wr.w);
+	return err;
+}

@@ -1,0 +1,126 @@
+/*
+ * arch: everything that knows the CPU. This one is x86-64; another CPU is another
+ * directory with the same header.
+ *
+ * Registers, the system-call instruction, what the kernel does to an interrupted call,
+ * the signal frame through which a borrowed call heals itself, and the script loop.
+ * No system calls here: tracee.c moves the bytes.
+ */
+#ifndef PMS_ARCH_H
+#define PMS_ARCH_H
+
+#include "base.h"
+
+#define ARCH_NAME "x86_64"
+
+/* Name and place in struct user_regs_struct, in its order. */
+#define ARCH_REGS(R)                                                                           \
+	R(r15) R(r14) R(r13) R(r12) R(rbp) R(rbx) R(r11) R(r10) R(r9) R(r8) R(rax) R(rcx)      \
+	R(rdx) R(rsi) R(rdi) R(orig_rax) R(rip) R(cs) R(eflags) R(rsp) R(ss) R(fs_base)        \
+	R(gs_base) R(ds) R(es) R(fs) R(gs)
+
+struct arch_regs {
+#define R(name) uint64_t name;
+	ARCH_REGS(R)
+#undef R
+};
+
+/* One call: number, arguments. */
+struct arch_call {
+	long nr;
+	uint64_t arg[6];
+};
+
+/* First address that user space can never have. */
+#define ARCH_USER_END 0x7ffffffff000ULL
+#define ARCH_HIGH_PAGE 0xffffffffff600000ULL /* [vsyscall]: the kernel's, never saved */
+
+/* `syscall`, what a borrowed call returns through, and where signal handlers return to. */
+#define ARCH_SYSCALL_BYTES 2
+extern const unsigned char arch_syscall[ARCH_SYSCALL_BYTES];
+#define ARCH_SYSCALL_RET_BYTES 3
+extern const unsigned char arch_syscall_ret[ARCH_SYSCALL_RET_BYTES];
+#define ARCH_RESTORER_BYTES 9
+extern const unsigned char arch_restorer[ARCH_RESTORER_BYTES];
+
+/* Make regs ready to run call at the `syscall` instruction at ip. */
+void arch_set_call(struct arch_regs *regs, taddr ip, const struct arch_call *call);
+uint64_t arch_result(const struct arch_regs *regs);
+
+/* Memory below the stack pointer that the ABI lets a function use. */
+#define ARCH_RED_ZONE 128
+
+/* How a call was interrupted, by the registers of a stop outside the kernel. */
+enum arch_restart {
+	RESTART_NONE,   /* not in a call, or its result is final */
+	RESTART_AGAIN,  /* the kernel will begin it again by itself: all of its arguments stand */
+	RESTART_BLOCK,  /* a timeout goes on in the kernel; from outside it can only begin again */
+	RESTART_EINTR,  /* the kernel has made it EINTR although no handler ran */
+};
+
+/*
+ * Classify a stop. eintr_restarts(nr) says whether a call returns EINTR for a mere stop.
+ */
+enum arch_restart arch_restart_kind(const struct arch_regs *regs, bool (*eintr_restarts)(long nr));
+
+/* Let regs begin the interrupted call again, or (eintr) return EINTR from it. */
+void arch_rewind(struct arch_regs *regs);
+void arch_set_eintr(struct arch_regs *regs);
+
+/*
+ * A signal frame that puts regs, sigmask and xstate back when the stack pointer is at it
+ * and execution returns: signal(7)'s way out of a handler. Built for the highest place
+ * below `below` (exclusive).
+ *
+ *   xstate, n   the XSAVE area as NT_X86_XSTATE gives it; its standard format
+ *   restorer    address of an arch_restorer in the tracee
+ *   frame       out: the bytes; *frame_at says where they go. Caller frees.
+ *
+ * Returns the number of bytes, or 0 where memory ran out or the area is malformed.
+ */
+size_t arch_sigframe(const struct arch_regs *regs, uint64_t sigmask, const unsigned char *xstate,
+    size_t n, taddr restorer, taddr below, unsigned char **frame, taddr *frame_at);
+
+/* Read registers and mask back from such a frame (n bytes of it). Returns false if too short. */
+bool arch_sigframe_read(const unsigned char *frame, size_t n, struct arch_regs *regs,
+    uint64_t *sigmask, taddr *xstate_at);
+
+/* State components that xstate says are enabled on this machine, and its size. */
+uint64_t arch_xstate_xcr0(const unsigned char *xstate, size_t n);
+
+/*
+ * The script loop: position-independent code which executes an array of arch_script_entry,
+ * stores each result, and jumps to the last entry at the first result in [-4095,-1] that
+ * the entry does not allow. The last entry is a tgkill(SIGSTOP) of itself: the tracer sees the stop.
+ */
+struct arch_script_entry {
+	uint64_t nr, arg[6];
+	int64_t result;
+	uint64_t may_fail;
+};
+extern const unsigned char arch_loop[], arch_loop_end[];
+/* Start registers: loop_at where the code lies, first and last entry in the tracee. */
+void arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, taddr stack);
+
+/*
+ * The parking loop of a thread that ckpt -S leaves behind: stops its process again whenever
+ * something continues it, and never runs the program.
+ */
+extern const unsigned char arch_park[], arch_park_end[];
+void arch_set_park(struct arch_regs *regs, taddr park_at, int64_t pid, int64_t tid, taddr frame);
+/* Where the frame is, by the registers of a parked thread. */
+taddr arch_park_frame(const struct arch_regs *regs);
+
+/*
+ * Registers with which a new thread begins its life under a tracer: nothing but zeroes and
+ * the segment selectors of 64-bit user code.
+ */
+void arch_fresh(struct arch_regs *regs, const struct arch_regs *like);
+
+/* Patch the function at code+offset (which will be at `at`) into a jump to `to`, or into a plain
+ * system call nr, or into `return -ENOSYS` (nr < 0). room: bytes up to the end of the area. */
+#define ARCH_JUMP_BYTES 16
+void arch_put_jump(unsigned char *code, taddr to);
+void arch_put_stub(unsigned char *code, long nr);
+
+#endif

@@ -1,0 +1,52 @@
+/*
+ * Code that runs inside a process: position independent, reads no memory but its script.
+ */
+	.section .rodata
+	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end
+
+/*
+ * r15: the entry; r14: the last one. An entry is nr, six arguments, result, may_fail:
+ * nine words. Registers that `syscall` spoils (rcx, r11) hold nothing here.
+ */
+	.balign	16
+arch_loop:
+1:	mov	(%r15), %rax
+	mov	8(%r15), %rdi
+	mov	16(%r15), %rsi
+	mov	24(%r15), %rdx
+	mov	32(%r15), %r10
+	mov	40(%r15), %r8
+	mov	48(%r15), %r9
+	syscall
+	mov	%rax, 56(%r15)
+	cmp	%r14, %r15
+	je	3f
+	cmp	$-4096, %rax
+	jbe	2f
+	cmpq	$0, 64(%r15)
+	jne	2f
+	mov	%r14, %r15
+	jmp	1b
+2:	add	$72, %r15
+	jmp	1b
+3:	pause
+	jmp	3b
+arch_loop_end:
+
+/*
+ * rdi, rsi: process and thread; rdx: SIGSTOP. All signals are blocked but SIGKILL and
+ * SIGSTOP, so every return from the call is a stray SIGCONT: stop again.
+ */
+	.balign	16
+arch_park:
+	.ascii	"pms-park"
+	.quad	0
+1:	mov	%r12, %rdi
+	mov	%r13, %rsi
+	mov	$19, %edx
+	mov	$234, %eax
+	syscall
+	jmp	1b
+arch_park_end:
+
+	.section .note.GNU-stack, "", @progbits

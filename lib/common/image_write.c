@@ -1,0 +1,323 @@
+/*
+ * Writing an image: libarchive makes the tar stream, which is cut into frames here.
+ */
+#include <archive.h>
+#include <archive_entry.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "digest.h"
+#include "image.h"
+#include "log.h"
+#include "record.h"
+
+struct image_writer {
+	image_sink *sink;
+	void *ctx;
+	int level, err;
+	struct archive *tar;
+	struct archive_entry *entry;
+	struct frame *frame; /* fills up with what is not pages */
+	/* While pages are put: the packed frame that stands for the bytes that libarchive is given. */
+	const struct frame *ready;
+	struct buf seek_table;
+	struct digest *digest; /* of lengths and checksums, which sum up the contents */
+	uint64_t bytes, members, pages;
+};
+
+/* Frames are packed into the sink, told of in the seek table, and summed up. */
+static int
+emit(struct image_writer *w, const struct frame *f)
+{
+	uint32_t sum[2] = {(uint32_t)f->raw_len, frame_checksum(f->packed, f->packed_len)};
+
+	digest_add(w->digest, sum, sizeof(sum));
+	seek_table_add(&w->seek_table, (uint32_t)f->packed_len, (uint32_t)f->raw_len);
+	w->bytes += f->packed_len;
+	return w->sink(w->ctx, f->packed, f->packed_len);
+}
+
+static int
+flush(struct image_writer *w)
+{
+	int err = 0;
+
+	if (w->frame->raw_len > 0) {
+		err = frame_pack(w->frame, w->level);
+		if (err == 0)
+			err = emit(w, w->frame);
+		w->frame->raw_len = 0;
+	}
+	return err;
+}
+
+/* libarchive's output. */
+static ssize_t
+take_tar(struct archive *tar, void *ctx, const void *data, size_t len)
+{
+	struct image_writer *w = ctx;
+	const char *p = data;
+
+	if (w->ready != NULL) {
+		/* Written without a buffer between, so these are the very bytes of the frame. */
+		if (data == w->ready->store + FRAME_HEAD && len == w->ready->raw_len)
+			w->err = emit(w, w->ready);
+		else
+			w->err = fail(EPROTO, "libarchive split a page");
+		if (w->err == 0)
+			return (ssize_t)len;
+	}
+	for (size_t left = len; w->err == 0 && left > 0;) {
+		size_t n = min_u64(left, FRAME_RAW_MAX - w->frame->raw_len);
+
+		memcpy(frame_raw(w->frame) + w->frame->raw_len, p, n);
+		w->frame->raw_len += n;
+		p += n;
+		left -= n;
+		if (w->frame->raw_len == FRAME_RAW_MAX)
+			w->err = flush(w);
+	}
+	if (w->err == 0)
+		return (ssize_t)len;
+	archive_set_error(tar, -w->err, "output");
+	return -1;
+}
+
+struct image_writer *
+image_writer_new(image_sink *sink, void *ctx, int level)
+{
+	struct image_writer *w = calloc(1, sizeof(*w));
+
+	if (w == NULL)
+		return NULL;
+	w->sink = sink;
+	w->ctx = ctx;
+	w->level = level;
+	w->frame = malloc(sizeof(*w->frame));
+	w->entry = archive_entry_new();
+	w->digest = digest_new();
+	w->tar = archive_write_new();
+	if (w->frame == NULL || w->entry == NULL || w->digest == NULL || w->tar == NULL ||
+	    archive_write_set_format_pax_restricted(w->tar) != ARCHIVE_OK ||
+	    archive_write_set_bytes_per_block(w->tar, 0) != ARCHIVE_OK ||
+	    archive_write_open(w->tar, w, NULL, take_tar, NULL) != ARCHIVE_OK) {
+		image_writer_free(w);
+		return NULL;
+	}
+	w->frame->raw_len = 0;
+	return w;
+}
+
+void
+image_writer_free(struct image_writer *w)
+{
+	if (w == NULL)
+		return;
+	if (w->tar != NULL) {
+		archive_write_fail(w->tar);
+		archive_write_free(w->tar);
+	}
+	archive_entry_free(w->entry);
+	digest_free(w->digest);
+	buf_fini(&w->seek_table);
+	free(w->frame);
+	free(w);
+}
+
+static int
+tar_failed(struct image_writer *w, const char *name)
+{
+	if (w->err < 0)
+		return w->err; /* logged by the sink */
+	return fail(EIO, "%s: %s", name, archive_error_string(w->tar));
+}
+
+static int
+put_header(struct image_writer *w, const char *name, uint64_t size)
+{
+	archive_entry_clear(w->entry);
+	archive_entry_set_pathname(w->entry, name);
+	archive_entry_set_filetype(w->entry, AE_IFREG);
+	archive_entry_set_perm(w->entry, 0600);
+	archive_entry_set_size(w->entry, (la_int64_t)size);
+	if (archive_write_header(w->tar, w->entry) != ARCHIVE_OK)
+		return tar_failed(w, name);
+	w->members++;
+	return 0;
+}
+
+static int
+put_data(struct image_writer *w, const char *name, const void *data, size_t len)
+{
+	if (len > 0 && archive_write_data(w->tar, data, len) != (la_ssize_t)len)
+		return tar_failed(w, name);
+	return 0;
+}
+
+static int
+finish_entry(struct image_writer *w, const char *name)
+{
+	return archive_write_finish_entry(w->tar) == ARCHIVE_OK ? 0 : tar_failed(w, name);
+}
+
+int
+image_put(struct image_writer *w, const char *name, const void *data, size_t len)
+{
+	int err = put_header(w, name, len);
+
+	if (err == 0)
+		err = put_data(w, name, data, len);
+	return err < 0 ? err : finish_entry(w, name);
+}
+
+int
+image_put_content(struct image_writer *w, const char *name, uint64_t size, image_content *read,
+    void *ctx)
+{
+	size_t piece = 64 << 10;
+	char *data = malloc(piece);
+	int err = data != NULL ? put_header(w, name, size) : -ENOMEM;
+
+	for (uint64_t at = 0; err == 0 && at < size; at += piece) {
+		size_t n = min_u64(piece, size - at);
+
+		err = read(ctx, at, data, n);
+		if (err == 0)
+			err = put_data(w, name, data, n);
+	}
+	free(data);
+	return err < 0 ? err : finish_entry(w, name);
+}
+
+static int
+put_chunk(struct image_writer *w, int64_t pid, uint64_t number, const struct chunk_job *c)
+{
+	char name[IMAGE_NAME_MAX];
+	struct buf head = {0};
+	int err;
+
+	if (c->err < 0)
+		return fail(-c->err, "pid %" PRId64 ": memory at %#" PRIx64 ": %s", pid, c->in[0].addr,
+		    strerror(-c->err));
+	if (c->npages == 0)
+		return 0;
+	snprintf(name, sizeof(name), "pages/%" PRId64 "/%08" PRIu64, pid, number);
+	chunk_header_put(&head, c->out, c->nout);
+	err = head.failed ? -ENOMEM : put_header(w, name, head.len + c->npages * PAGE_BYTES);
+	if (err == 0)
+		err = put_data(w, name, head.data, head.len);
+	if (err == 0)
+		err = flush(w);
+	for (size_t i = 0; err == 0 && i < c->nframes; i++) {
+		w->ready = &c->frames[i];
+		err = put_data(w, name, w->ready->store + FRAME_HEAD, w->ready->raw_len);
+		w->ready = NULL;
+	}
+	if (err == 0)
+		err = finish_entry(w, name);
+	w->pages += c->npages;
+	buf_fini(&head);
+	return err;
+}
+
+/* The next pages of runs, as many as a chunk holds. Returns their number. */
+static uint64_t
+fill_chunk(struct chunk_job *c, const struct page_runs *runs, size_t *next, uint64_t *used)
+{
+	uint64_t n = 0;
+
+	c->nin = 0;
+	while (*next < runs->n && n < CHUNK_PAGES) {
+		const struct page_run *run = &runs->run[*next];
+		uint64_t some = min_u64(run->npages - *used, CHUNK_PAGES - n);
+
+		c->in[c->nin++] = (struct page_run){run->addr + *used * PAGE_BYTES, some};
+		n += some;
+		*used += some;
+		if (*used == run->npages) {
+			++*next;
+			*used = 0;
+		}
+	}
+	return n;
+}
+
+int
+image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *runs,
+    struct page_source *source, image_progress *progress, void *ctx)
+{
+	unsigned threads = pipeline_default_threads(), depth = 2 * threads + 1;
+	struct pipeline *pipe = pipeline_new(threads, depth);
+	struct chunk_job **idle = calloc(depth, sizeof(struct chunk_job *));
+	size_t nidle = 0, next = 0;
+	uint64_t used = 0, number = 0, done = 0;
+	int err = pipe == NULL || idle == NULL ? -ENOMEM : 0;
+
+	while (err == 0 && nidle < depth) {
+		idle[nidle] = malloc(sizeof(**idle));
+		if (idle[nidle] == NULL)
+			err = -ENOMEM;
+		else
+			nidle++;
+	}
+	while (err == 0 && (next < runs->n || !pipeline_empty(pipe))) {
+		while (nidle > 0 && next < runs->n) {
+			struct chunk_job *c = idle[--nidle];
+
+			c->job.run = chunk_job_run;
+			c->source = source;
+			c->level = w->level;
+			done += fill_chunk(c, runs, &next, &used);
+			pipeline_submit(pipe, &c->job);
+		}
+		idle[nidle++] = (struct chunk_job *)pipeline_take(pipe);
+		err = put_chunk(w, pid, number++, idle[nidle - 1]);
+		if (err == 0 && progress != NULL)
+			err = progress(ctx, done, runs->npages);
+	}
+	while (pipe != NULL && !pipeline_empty(pipe))
+		idle[nidle++] = (struct chunk_job *)pipeline_take(pipe);
+	pipeline_free(pipe);
+	while (nidle > 0)
+		free(idle[--nidle]);
+	free(idle);
+	return err;
+}
+
+int
+image_finish(struct image_writer *w)
+{
+	char hex[DIGEST_HEX];
+	struct image_end end = {w->members, w->pages, hex};
+	struct buf table = {0};
+	size_t len;
+	char *text;
+	int err = flush(w);
+
+	if (err < 0)
+		return err;
+	digest_hex(w->digest, hex);
+	text = record_to_text(&record_end, &end, &len);
+	err = text == NULL ? -ENOMEM : image_put(w, "end.json", text, len);
+	free(text);
+	if (err == 0 && archive_write_close(w->tar) != ARCHIVE_OK)
+		err = tar_failed(w, "end.json");
+	if (err == 0)
+		err = flush(w);
+	if (err == 0) {
+		seek_table_finish(&table, &w->seek_table);
+		err = table.failed ? -ENOMEM : w->sink(w->ctx, table.data, table.len);
+		w->bytes += table.len;
+	}
+	buf_fini(&table);
+	return err;
+}
+
+uint64_t
+image_bytes(const struct image_writer *w)
+{
+	return w->bytes;
+}

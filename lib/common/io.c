@@ -1,0 +1,171 @@
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+int
+write_full(int fd, const void *data, size_t len)
+{
+	const char *p = data;
+
+	while (len > 0) {
+		ssize_t n = write(fd, p, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		p += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+ssize_t
+read_full(int fd, void *data, size_t len)
+{
+	size_t got = 0;
+
+	while (got < len) {
+		ssize_t n = read(fd, (char *)data + got, len - got);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			break;
+		got += (size_t)n;
+	}
+	return (ssize_t)got;
+}
+
+ssize_t
+read_file(int dirfd, const char *path, char **text)
+{
+	size_t len = 0, cap = 4096;
+	char *p = NULL, *bigger;
+	ssize_t n;
+	int err, fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	for (;;) {
+		bigger = realloc(p, cap);
+		if (bigger == NULL) {
+			err = -ENOMEM;
+			goto out;
+		}
+		p = bigger;
+		n = read_full(fd, p + len, cap - len - 1);
+		if (n < 0) {
+			err = (int)n;
+			goto out;
+		}
+		len += (size_t)n;
+		if (len < cap - 1)
+			break;
+		cap *= 2;
+	}
+	p[len] = '\0';
+	close(fd);
+	*text = p;
+	return (ssize_t)len;
+out:
+	close(fd);
+	free(p);
+	return err;
+}
+
+int
+write_file(int dirfd, const char *path, const char *text)
+{
+	int err, fd = openat(dirfd, path, O_WRONLY | O_CLOEXEC);
+	size_t len = 0;
+
+	if (fd < 0)
+		return -errno;
+	while (text[len] != '\0')
+		len++;
+	err = write(fd, text, len) == (ssize_t)len ? 0 : errno != 0 ? -errno : -EIO;
+	close(fd);
+	return err;
+}
+
+int
+read_link(int dirfd, const char *path, char **target)
+{
+	size_t cap = 256;
+
+	for (;;) {
+		char *p = malloc(cap);
+		ssize_t n;
+
+		if (p == NULL)
+			return -ENOMEM;
+		n = readlinkat(dirfd, path, p, cap);
+		if (n < 0) {
+			int err = -errno;
+
+			free(p);
+			return err;
+		}
+		if ((size_t)n < cap) {
+			p[n] = '\0';
+			*target = p;
+			return 0;
+		}
+		free(p);
+		cap *= 2;
+	}
+}
+
+void
+close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+int
+fd_move_up(int fd, int min)
+{
+	int up;
+
+	if (fd >= min)
+		return fd;
+	up = fcntl(fd, F_DUPFD_CLOEXEC, min);
+	if (up < 0)
+		up = -errno;
+	close(fd);
+	return up;
+}
+
+int
+pidfd_open_(pid_t pid)
+{
+	long fd = syscall(SYS_pidfd_open, pid, 0);
+
+	return fd < 0 ? -errno : (int)fd;
+}
+
+int
+pidfd_kill(int pidfd, int sig)
+{
+	return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0) < 0 ? -errno : 0;
+}
+
+int64_t
+now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}

@@ -1,0 +1,45 @@
+/*
+ * io: whole reads and writes, small files, pidfds. Restarts what a signal interrupts.
+ */
+#ifndef PMS_IO_H
+#define PMS_IO_H
+
+#include <sys/types.h>
+
+#include "base.h"
+
+/* Silent. Write all of it. Returns 0, or a negative errno. */
+int write_full(int fd, const void *data, size_t len);
+
+/* Silent. Read until len bytes or the end. Returns the count, or a negative errno. */
+ssize_t read_full(int fd, void *data, size_t len);
+
+/*
+ * Silent. Read a whole file below dirfd (AT_FDCWD for none), such as one of proc(5);
+ * *text is NUL-terminated, and the caller frees it. Returns its length, or a negative errno.
+ */
+ssize_t read_file(int dirfd, const char *path, char **text);
+
+/* Silent. Write text to an existing file in one write(2). Returns 0, or a negative errno. */
+int write_file(int dirfd, const char *path, const char *text);
+
+/* Silent. readlinkat(2) into a string that the caller frees. Returns 0, or a negative errno. */
+int read_link(int dirfd, const char *path, char **target);
+
+/* close(2) for an fd variable; leaves -1 in it. */
+void close_fd(int *fd);
+
+/*
+ * Move fd to a number of at least min, close-on-exec. Takes fd. Silent.
+ * Returns the new number, or a negative errno (fd is closed then too).
+ */
+int fd_move_up(int fd, int min);
+
+/* Silent. pidfd_open(2), pidfd_send_signal(2). Return an fd (or 0), or a negative errno. */
+int pidfd_open_(pid_t pid);
+int pidfd_kill(int pidfd, int sig);
+
+/* Monotonic clock, in milliseconds. */
+int64_t now_ms(void);
+
+#endif

@@ -1,0 +1,108 @@
+/*
+ * Pipes and sockets whose other end is outside of what is moved. As stdin, stdout or stderr
+ * restart's own take their place; for any other, restart must be told.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "kind.h"
+#include "log.h"
+
+/* A socket with a peer that is another process. */
+static bool
+has_outside_peer(const struct kind_save *s)
+{
+	int fd = kind_get_fd(s), listening = 0;
+	struct sockaddr_storage peer;
+	struct ucred cred = {0};
+	socklen_t n = sizeof(listening), np = sizeof(peer), nc = sizeof(cred);
+	bool outside = false;
+
+	if (fd < 0)
+		return false;
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &n) == 0 && !listening &&
+	    getpeername(fd, (struct sockaddr *)&peer, &np) == 0) {
+		outside = true;
+		if (peer.ss_family == AF_UNIX &&
+		    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &nc) == 0)
+			outside = cred.pid != s->pid;
+	}
+	close(fd);
+	return outside;
+}
+
+/* Does the process hold the other end of this pipe itself? */
+static bool
+other_end_inside(const struct kind_save *s)
+{
+	int *fds;
+	size_t n;
+	bool inside = false;
+
+	if (proc_list(s->proc, "fd", &fds, &n) < 0)
+		return false;
+	for (size_t i = 0; i < n && !inside; i++) {
+		struct proc_fdinfo info;
+		struct stat st;
+		char path[32];
+
+		snprintf(path, sizeof(path), "fd/%d", fds[i]);
+		if (fstatat(s->proc, path, &st, 0) < 0 || st.st_ino != s->st.st_ino ||
+		    st.st_dev != s->st.st_dev || proc_read_fdinfo(s->proc, fds[i], &info) < 0)
+			continue;
+		inside = (info.flags & O_ACCMODE) != (s->info.flags & O_ACCMODE);
+	}
+	free(fds);
+	return inside;
+}
+
+static bool
+match(const struct kind_save *s)
+{
+	if (S_ISFIFO(s->st.st_mode))
+		return !other_end_inside(s);
+	return S_ISSOCK(s->st.st_mode) && has_outside_peer(s);
+}
+
+static int
+save(struct kind_save *s, struct ofd *ofd)
+{
+	ofd->path = strdup(s->link);
+	ofd->flags &= O_ACCMODE | O_NONBLOCK | O_APPEND;
+	return ofd->path == NULL ? -ENOMEM : 0;
+}
+
+int
+kind_external_stdio(const struct kind_load *l, const struct ofd *ofd)
+{
+	int fd;
+
+	if (l->lowest > 2)
+		return fail(ENOENT, "fd %d: %s: its other end is not here (--inherit %d=FD gives it one)",
+		    l->lowest, ofd->path, l->lowest);
+	if ((l->lowest == 0 && l->stdin_taken) || (l->lowest == 1 && l->stdout_taken) ||
+	    fcntl(l->lowest, F_GETFD) < 0)
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	else
+		fd = fcntl(l->lowest, F_DUPFD_CLOEXEC, 3);
+	return fd < 0 ? fail_errno("fd %d", l->lowest) : fd;
+}
+
+static int
+load(const struct kind_load *l, const struct ofd *ofd)
+{
+	int fd = inherited(l, l->lowest);
+
+	if (fd < 0)
+		return kind_external_stdio(l, ofd);
+	fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	return fd < 0 ? fail_errno("--inherit %d", l->lowest) : fd;
+}
+
+const struct kind kind_external = {"external", match, save, load};

@@ -1,0 +1,240 @@
+/*
+ * model: what a process is, as plain data. Filled by ckpt from a stopped process and by
+ * the record codec from an image; read by restart. Knows no system calls and no file format.
+ *
+ * PIDs, user IDs and paths are those that the program itself sees. Strings and lists are
+ * owned by the struct that holds them; record_free() of the right table releases them.
+ */
+#ifndef PMS_MODEL_H
+#define PMS_MODEL_H
+
+#include "arch.h"
+#include "base.h"
+
+struct bytes {
+	unsigned char *p;
+	size_t n;
+};
+
+/* A set of CPU features by the names of /proc/cpuinfo, and the layout of saved registers. */
+struct cpu_id {
+	char **flags;
+	size_t nflags;
+	uint64_t xcr0;       /* enabled state components */
+	uint64_t xsave_size; /* bytes of an XSAVE area of these, standard format */
+};
+
+struct image_header {
+	uint64_t version;
+	char *arch;
+	char **features; /* every one must be known to the reader */
+	size_t nfeatures;
+	char *id;        /* 32 hex digits, unique */
+	char *host, *kernel, *boot_id, *program;
+	uint64_t page_bytes;
+	int64_t pid;             /* of the root task, as the program sees it */
+	int64_t host_pid;        /* the same as ckpt saw it, for messages */
+	uint64_t realtime_ns;    /* when the task was stopped */
+	uint64_t monotonic_ns;   /* the task's CLOCK_MONOTONIC then */
+	uint64_t boottime_ns;    /* the task's CLOCK_BOOTTIME then */
+	struct cpu_id cpu;
+};
+
+/* A file that is mapped, executed or open: how to find the same one again. */
+struct file_ref {
+	char *path;
+	uint64_t size, mode;
+	int64_t mtime_ns;
+	char *build_id; /* hex, NULL where the file has none */
+	char *hash;     /* XXH3-128 of the content, hex; NULL where a build-id says enough */
+	char *sample;   /* the same of the first and last 64 KiB, for open files */
+	char *member;   /* content in the image, NULL where it is not embedded */
+	bool gone;      /* not at its path when the image was made: use the embedded content */
+	bool partial;   /* the member holds the mapped parts alone */
+};
+
+enum vma_kind { VMA_ANON, VMA_FILE, VMA_SHM };
+
+struct vma {
+	taddr start, end;
+	int64_t prot; /* PROT_* */
+	bool shared;
+	int64_t kind;  /* enum vma_kind */
+	int64_t ref;   /* index of a file (VMA_FILE) or of a shm object (VMA_SHM), else -1 */
+	uint64_t offset;
+	char *flags;   /* VmFlags of smaps, two letters each: "rd wr mr mw me ac sd" */
+	char *name;    /* PR_SET_VMA_ANON_NAME, or NULL */
+};
+
+/* Shared anonymous memory. */
+struct shm_ref {
+	uint64_t size;
+};
+
+/* An open file description; several fds may refer to one. */
+struct ofd {
+	int64_t kind;  /* a row of kind.def */
+	int64_t ref;   /* file, of a regular file or directory, else -1 */
+	uint64_t flags; /* O_* as fdinfo shows them, without O_CLOEXEC */
+	int64_t pos;
+	uint64_t rdev;
+	char *path;     /* of a device or an external object: "pipe:[1234]", "/dev/pts/3" */
+	struct bytes termios; /* struct termios2, as the kernel gives it */
+	uint64_t rows, cols;
+	int64_t owner, owner_type, sig; /* F_SETOWN_EX, F_SETSIG */
+};
+
+struct fd_slot {
+	int64_t fd;
+	int64_t ofd; /* index */
+	bool cloexec;
+};
+
+enum lock_kind { LOCK_POSIX, LOCK_FLOCK, LOCK_OFD };
+
+/* A lock on an open file. */
+struct file_lock {
+	int64_t fd;
+	int64_t kind; /* enum lock_kind */
+	bool write;
+	int64_t start, end; /* inclusive; end -1: to the end of the file */
+};
+
+struct sig_action {
+	int64_t sig;
+	taddr handler, restorer;
+	uint64_t flags, mask;
+};
+
+struct itimer {
+	int64_t which;
+	int64_t value_us, interval_us;
+};
+
+struct posix_timer {
+	int64_t id, clock, notify, sig;
+	int64_t tid;      /* SIGEV_THREAD_ID */
+	uint64_t sigval;
+	int64_t value_ns, interval_ns, overrun;
+};
+
+struct rlimit_pair {
+	uint64_t soft, hard;
+};
+
+struct creds {
+	int64_t uid[4], gid[4]; /* real, effective, saved, file system */
+	int64_t *groups;
+	size_t ngroups;
+	uint64_t cap_inh, cap_prm, cap_eff, cap_bnd, cap_amb;
+	bool no_new_privs;
+};
+
+/* One value that prctl(2) can tell and set; see prctl.def. */
+struct prctl_value {
+	char *name;
+	int64_t value;
+};
+
+struct sched {
+	int64_t policy, nice, priority;
+	uint64_t flags, runtime, deadline, period;
+	int64_t ioprio;
+	struct bytes affinity; /* empty: every CPU of its host */
+	uint64_t timerslack_ns;
+};
+
+struct page_range {
+	taddr start, end;
+};
+
+struct thread {
+	int64_t tid;
+	char *comm;
+	struct arch_regs regs;
+	struct bytes xstate;
+	uint64_t sigmask;
+	taddr altstack_sp;
+	uint64_t altstack_flags, altstack_size;
+	taddr tid_address, robust_head;
+	uint64_t robust_len;
+	taddr rseq;
+	uint64_t rseq_size, rseq_sig;
+	struct bytes pending; /* siginfo_t, 128 bytes each, oldest first */
+	struct sched sched;
+	struct prctl_value *prctls;
+	size_t nprctls;
+};
+
+/* The fields of struct prctl_mm_map, and the registers of the address space. */
+struct mm_layout {
+	taddr start_code, end_code, start_data, end_data, start_brk, brk, start_stack;
+	taddr arg_start, arg_end, env_start, env_end;
+	struct bytes auxv;
+	taddr vdso;        /* 0: none */
+	uint64_t vdso_size;
+	taddr vvar;        /* lowest of the areas that belong to the vDSO */
+	char *vdso_hash;   /* of its code pages */
+	char *vdso_member; /* these pages in the image */
+	bool in_vdso;      /* a thread stands inside it: only the very same vDSO will do */
+};
+
+struct task {
+	int64_t pid, pgid, sid;
+	bool session_leader, group_leader;
+	bool set_controlling_tty;
+	char *comm, *cwd;
+	int64_t exe; /* file */
+	int64_t umask, stop_signal, oom_score_adj;
+	uint64_t personality, coredump_filter, membarrier;
+	uint64_t cpu_ns; /* CPU time used so far */
+	struct creds creds;
+	struct rlimit_pair *rlimits;
+	size_t nrlimits;
+	struct mm_layout mm;
+	struct sig_action *actions;
+	size_t nactions;
+	struct itimer *itimers;
+	size_t nitimers;
+	struct posix_timer *timers;
+	size_t ntimers;
+	struct bytes pending; /* of the process */
+	struct prctl_value *prctls;
+	size_t nprctls;
+	struct vma *vmas;
+	size_t nvmas;
+	struct fd_slot *fds;
+	size_t nfds;
+	struct file_lock *locks;
+	size_t nlocks;
+	struct page_range *guards; /* MADV_GUARD_INSTALL */
+	size_t nguards;
+	struct thread *threads;
+	size_t nthreads;
+};
+
+/* What tasks share. */
+struct objects {
+	struct file_ref *files;
+	size_t nfiles;
+	struct shm_ref *shms;
+	size_t nshms;
+	struct ofd *ofds;
+	size_t nofds;
+};
+
+struct image_end {
+	uint64_t members;  /* in front of this one */
+	uint64_t pages;
+	char *digest;      /* XXH3-128 of everything in front of this member, hex */
+};
+
+struct model {
+	struct image_header header;
+	struct task task;
+	struct objects objects;
+};
+
+#define SIGINFO_BYTES 128
+
+#endif

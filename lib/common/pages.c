@@ -1,0 +1,164 @@
+#include "pages.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arch.h"
+
+int
+page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages)
+{
+	struct page_run *last = runs->n > 0 ? &runs->run[runs->n - 1] : NULL;
+
+	if (npages == 0)
+		return 0;
+	if (last == NULL || last->addr + last->npages * PAGE_BYTES != addr) {
+		last = ARRAY_ADD(runs->run, runs->n);
+		if (last == NULL)
+			return -ENOMEM;
+		last->addr = addr;
+	}
+	last->npages += npages;
+	runs->npages += npages;
+	return 0;
+}
+
+void
+page_runs_fini(struct page_runs *runs)
+{
+	free(runs->run);
+	*runs = (struct page_runs){0};
+}
+
+bool
+page_is_zero(const unsigned char *page)
+{
+	const uint64_t *w = (const uint64_t *)(const void *)page;
+
+	/* Most pages that are not zero show it early. */
+	for (size_t i = 0; i < PAGE_BYTES / 8; i += 8)
+		if ((w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] | w[i + 6] |
+			w[i + 7]) != 0)
+			return false;
+	return true;
+}
+
+/* Take up to `want` pages from the runs that are left, into part[]. */
+static size_t
+take_runs(struct chunk_job *c, size_t *next, uint64_t *used, uint64_t want,
+    struct page_run *part, uint64_t *got)
+{
+	size_t n = 0;
+
+	*got = 0;
+	while (*next < c->nin && *got < want) {
+		const struct page_run *run = &c->in[*next];
+		uint64_t some = min_u64(run->npages - *used, want - *got);
+
+		part[n].addr = run->addr + *used * PAGE_BYTES;
+		part[n++].npages = some;
+		*got += some;
+		*used += some;
+		if (*used == run->npages) {
+			++*next;
+			*used = 0;
+		}
+	}
+	return n;
+}
+
+/* Keep the pages of part[] that matter, moved together behind those that f holds. */
+static void
+filter(struct chunk_job *c, struct frame *f, const struct page_run *part, size_t n)
+{
+	unsigned char *from = frame_raw(f) + f->raw_len;
+
+	for (size_t i = 0; i < n; i++)
+		for (uint64_t j = 0; j < part[i].npages; j++, from += PAGE_BYTES) {
+			taddr addr = part[i].addr + j * PAGE_BYTES;
+			struct page_run *last = c->nout > 0 ? &c->out[c->nout - 1] : NULL;
+
+			if (!c->source->keep(c->source, addr, from))
+				continue;
+			if (from != frame_raw(f) + f->raw_len)
+				memmove(frame_raw(f) + f->raw_len, from, PAGE_BYTES);
+			f->raw_len += PAGE_BYTES;
+			c->npages++;
+			if (last != NULL && last->addr + last->npages * PAGE_BYTES == addr)
+				last->npages++;
+			else
+				c->out[c->nout++] = (struct page_run){addr, 1};
+		}
+}
+
+void
+chunk_job_run(struct job *job)
+{
+	struct chunk_job *c = (struct chunk_job *)job;
+	struct page_run part[CHUNK_PAGES];
+	size_t next = 0;
+	uint64_t used = 0, got;
+
+	c->nout = c->nframes = 0;
+	c->npages = 0;
+	c->err = 0;
+	c->frames[0].raw_len = 0;
+	while (next < c->nin && c->err == 0) {
+		struct frame *f = &c->frames[c->nframes];
+		size_t n = take_runs(c, &next, &used, (FRAME_RAW_MAX - f->raw_len) / PAGE_BYTES,
+		    part, &got);
+
+		c->err = c->source->read(c->source, part, n, frame_raw(f) + f->raw_len);
+		if (c->err < 0)
+			return;
+		filter(c, f, part, n);
+		if (f->raw_len == FRAME_RAW_MAX) {
+			c->err = frame_pack(f, c->level);
+			if (++c->nframes < CHUNK_FRAMES)
+				c->frames[c->nframes].raw_len = 0;
+		}
+	}
+	if (c->err == 0 && c->nframes < CHUNK_FRAMES && c->frames[c->nframes].raw_len > 0)
+		c->err = frame_pack(&c->frames[c->nframes++], c->level);
+}
+
+#define CHUNK_MAGIC 0x31534750U /* "PGS1" */
+
+void
+chunk_header_put(struct buf *b, const struct page_run *runs, size_t nruns)
+{
+	buf_put_u32(b, CHUNK_MAGIC);
+	buf_put_u32(b, (uint32_t)nruns);
+	for (size_t i = 0; i < nruns; i++) {
+		buf_put_u64(b, runs[i].addr);
+		buf_put_u64(b, runs[i].npages);
+	}
+}
+
+int
+chunk_header_get(struct rbuf *r, struct page_run *runs, size_t *nruns, uint64_t *npages)
+{
+	taddr floor = 0;
+
+	*npages = 0;
+	if (rbuf_get_u32(r) != CHUNK_MAGIC)
+		return -EBADMSG;
+	*nruns = rbuf_get_u32(r);
+	if (r->failed || *nruns == 0 || *nruns > CHUNK_PAGES)
+		return -EBADMSG;
+	for (size_t i = 0; i < *nruns; i++) {
+		struct page_run *run = &runs[i];
+
+		run->addr = rbuf_get_u64(r);
+		run->npages = rbuf_get_u64(r);
+		if (r->failed || run->addr < floor || run->addr % PAGE_BYTES != 0 ||
+		    run->npages == 0 || run->npages > CHUNK_PAGES - *npages ||
+		    run->addr >= ARCH_USER_END ||
+		    (ARCH_USER_END - run->addr) / PAGE_BYTES < run->npages)
+			return -EBADMSG;
+		floor = run->addr + run->npages * PAGE_BYTES;
+		*npages += run->npages;
+	}
+	return 0;
+}

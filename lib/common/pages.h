@@ -1,0 +1,75 @@
+/*
+ * pages: runs of pages, where their contents come from, and their form in an image. Pure but for
+ * what a page_source does.
+ */
+#ifndef PMS_PAGES_H
+#define PMS_PAGES_H
+
+#include "base.h"
+#include "buf.h"
+#include "frame.h"
+#include "pipeline.h"
+
+struct page_run {
+	taddr addr;
+	uint64_t npages;
+};
+
+struct page_runs {
+	struct page_run *run; /* owned */
+	size_t n;
+	uint64_t npages;
+};
+
+/* Append pages, joined to the last run where they continue it. Returns 0, or -ENOMEM. */
+int page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages);
+void page_runs_fini(struct page_runs *runs);
+
+/* Where pages come from. Both functions are called from several threads at once. */
+struct page_source {
+	/* Read n pages in all, those of nruns runs in order. Returns 0, or a negative errno. */
+	int (*read)(struct page_source *s, const struct page_run *runs, size_t nruns,
+	    unsigned char *out);
+	/* Must this page be in the image? Not if a reader would find the same content anyway. */
+	bool (*keep)(struct page_source *s, taddr addr, const unsigned char *page);
+};
+
+bool page_is_zero(const unsigned char *page);
+
+/*
+ * A chunk is what one member `pages/PID/N` holds: a header with runs, then their pages in
+ * order, in frames of their own.
+ */
+#define CHUNK_PAGES 256
+#define CHUNK_FRAMES (CHUNK_PAGES * PAGE_BYTES / FRAME_RAW_MAX)
+#define CHUNK_HEADER_MAX (8 + 16 * CHUNK_PAGES)
+
+/* One chunk on its way into an image: a job that reads, filters and packs. */
+struct chunk_job {
+	struct job job; /* first */
+	struct page_source *source;
+	int level;
+	struct page_run in[CHUNK_PAGES]; /* at most CHUNK_PAGES pages */
+	size_t nin;
+	struct page_run out[CHUNK_PAGES]; /* what was kept */
+	size_t nout;
+	uint64_t npages;
+	int err;
+	size_t nframes;
+	struct frame frames[CHUNK_FRAMES];
+};
+
+void chunk_job_run(struct job *job);
+
+/* Header of a chunk, at most CHUNK_HEADER_MAX bytes. */
+void chunk_header_put(struct buf *b, const struct page_run *runs, size_t nruns);
+
+/*
+ * Read a header and check it: ascending runs inside user space, at least one page, at most
+ * CHUNK_PAGES. runs has room for CHUNK_PAGES. Returns 0, or -EBADMSG.
+ */
+int chunk_header_get(struct rbuf *r, struct page_run *runs, size_t *nruns, uint64_t *npages);
+/* Bytes of the header of nruns runs. */
+#define CHUNK_HEADER_BYTES(nruns) (8 + 16 * (uint64_t)(nruns))
+
+#endif

@@ -1,0 +1,155 @@
+/*
+ * The reading half of proc.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "proc.h"
+
+int
+proc_open(pid_t pid)
+{
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d", (int)pid);
+	fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+int
+proc_read_maps(int dirfd, bool with_flags, struct proc_maps *maps)
+{
+	char *text;
+	ssize_t n = read_file(dirfd, with_flags ? "smaps" : "maps", &text);
+	int err;
+
+	if (n < 0)
+		return (int)n;
+	err = proc_maps_parse(maps, text);
+	free(text);
+	return err;
+}
+
+int
+proc_read_status(int dirfd, struct proc_status *st)
+{
+	char *text;
+	ssize_t n = read_file(dirfd, "status", &text);
+	int err;
+
+	if (n < 0)
+		return (int)n;
+	err = proc_status_parse(st, text);
+	free(text);
+	return err;
+}
+
+int
+proc_read_stat(int dirfd, struct proc_stat *st)
+{
+	char *text;
+	ssize_t n = read_file(dirfd, "stat", &text);
+	int err;
+
+	if (n < 0)
+		return (int)n;
+	err = proc_stat_parse(st, text);
+	free(text);
+	return err;
+}
+
+int
+proc_read_fdinfo(int dirfd, int fd, struct proc_fdinfo *info)
+{
+	char path[32], *text;
+	ssize_t n;
+	int err;
+
+	snprintf(path, sizeof(path), "fdinfo/%d", fd);
+	n = read_file(dirfd, path, &text);
+	if (n < 0)
+		return (int)n;
+	err = proc_fdinfo_parse(info, text);
+	free(text);
+	return err;
+}
+
+int
+proc_read_number(int dirfd, const char *name, int base, int64_t *value)
+{
+	char *text, *end;
+	ssize_t n = read_file(dirfd, name, &text);
+
+	if (n < 0)
+		return (int)n;
+	*value = strtoll(text, &end, base);
+	n = end == text ? -EBADMSG : 0;
+	free(text);
+	return (int)n;
+}
+
+static int
+by_number(const void *a, const void *b)
+{
+	int x = *(const int *)a, y = *(const int *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+int
+proc_list(int dirfd, const char *name, int **numbers, size_t *n)
+{
+	int fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct dirent *e;
+	DIR *dir;
+
+	*numbers = NULL;
+	*n = 0;
+	if (fd < 0)
+		return -errno;
+	dir = fdopendir(fd);
+	if (dir == NULL) {
+		close(fd);
+		return -ENOMEM;
+	}
+	while ((e = readdir(dir)) != NULL) {
+		int *number;
+
+		if (e->d_name[0] == '.')
+			continue;
+		number = ARRAY_ADD(*numbers, *n);
+		if (number == NULL) {
+			closedir(dir);
+			free(*numbers);
+			return -ENOMEM;
+		}
+		*number = atoi(e->d_name);
+	}
+	closedir(dir);
+	if (*n > 0)
+		qsort(*numbers, *n, sizeof(**numbers), by_number);
+	return 0;
+}
+
+bool
+proc_same_ns(int dirfd, const char *name)
+{
+	char path[32];
+	struct stat theirs, ours;
+
+	snprintf(path, sizeof(path), "ns/%s", name);
+	if (fstatat(dirfd, path, &theirs, 0) < 0)
+		return true; /* a kernel without such namespaces */
+	snprintf(path, sizeof(path), "/proc/self/ns/%s", name);
+	if (stat(path, &ours) < 0)
+		return true;
+	return theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino;
+}

@@ -1,0 +1,164 @@
+/*
+ * What each struct of the model looks like in an image: pms-image(5) in tables.
+ */
+#include "model.h"
+#include "record.h"
+
+#define AT(st, m) offsetof(struct st, m)
+#define INT(st, m) {#m, FIELD_INT, AT(st, m), 0, NULL, false}
+#define UINT(st, m) {#m, FIELD_UINT, AT(st, m), 0, NULL, false}
+#define HEX(st, m) {#m, FIELD_HEX, AT(st, m), 0, NULL, false}
+#define BOOL(st, m) {#m, FIELD_BOOL, AT(st, m), 0, NULL, true}
+#define STR(st, m) {#m, FIELD_STR, AT(st, m), 0, NULL, true}
+#define BYTES(st, m) {#m, FIELD_BYTES, AT(st, m), 0, NULL, true}
+#define REC(st, m, table) {#m, FIELD_REC, AT(st, m), 0, &(table), false}
+#define LIST(st, m, table) {#m, FIELD_LIST, AT(st, m), AT(st, n##m), &(table), true}
+#define STRS(st, m) {#m, FIELD_STRS, AT(st, m), AT(st, n##m), NULL, true}
+#define INTS(st, m) {#m, FIELD_INTS, AT(st, m), AT(st, n##m), NULL, true}
+#define INT4(st, m) {#m, FIELD_INT4, AT(st, m), 0, NULL, false}
+
+#define RECORD(name, st, fields)                                                               \
+	const struct record record_##name = {#name, sizeof(struct st), fields, ARRAY_LEN(fields)}
+
+static const struct field regs_fields[] = {
+#define R(name) HEX(arch_regs, name),
+    ARCH_REGS(R)
+#undef R
+};
+static RECORD(regs, arch_regs, regs_fields);
+
+static const struct field cpu_fields[] = {
+    STRS(cpu_id, flags), HEX(cpu_id, xcr0), UINT(cpu_id, xsave_size),
+};
+static RECORD(cpu, cpu_id, cpu_fields);
+
+static const struct field header_fields[] = {
+    UINT(image_header, version), STR(image_header, arch), STRS(image_header, features),
+    STR(image_header, id), STR(image_header, host), STR(image_header, kernel),
+    STR(image_header, boot_id), STR(image_header, program), UINT(image_header, page_bytes),
+    INT(image_header, pid), INT(image_header, host_pid), UINT(image_header, realtime_ns),
+    UINT(image_header, monotonic_ns), UINT(image_header, boottime_ns),
+    REC(image_header, cpu, record_cpu),
+};
+RECORD(header, image_header, header_fields);
+
+static const struct field file_fields[] = {
+    STR(file_ref, path), UINT(file_ref, size), UINT(file_ref, mode), INT(file_ref, mtime_ns),
+    STR(file_ref, build_id), STR(file_ref, hash), STR(file_ref, sample),
+    STR(file_ref, member), BOOL(file_ref, gone), BOOL(file_ref, partial),
+};
+static RECORD(file, file_ref, file_fields);
+
+static const struct field shm_fields[] = {UINT(shm_ref, size)};
+static RECORD(shm, shm_ref, shm_fields);
+
+static const struct field ofd_fields[] = {
+    INT(ofd, kind), INT(ofd, ref), UINT(ofd, flags), INT(ofd, pos), UINT(ofd, rdev),
+    STR(ofd, path), BYTES(ofd, termios), UINT(ofd, rows), UINT(ofd, cols), INT(ofd, owner),
+    INT(ofd, owner_type), INT(ofd, sig),
+};
+static RECORD(ofd, ofd, ofd_fields);
+
+static const struct field objects_fields[] = {
+    LIST(objects, files, record_file), LIST(objects, shms, record_shm),
+    LIST(objects, ofds, record_ofd),
+};
+RECORD(objects, objects, objects_fields);
+
+static const struct field vma_fields[] = {
+    HEX(vma, start), HEX(vma, end), INT(vma, prot), BOOL(vma, shared), INT(vma, kind),
+    INT(vma, ref), HEX(vma, offset), STR(vma, flags), STR(vma, name),
+};
+static RECORD(vma, vma, vma_fields);
+
+static const struct field fd_fields[] = {
+    INT(fd_slot, fd), INT(fd_slot, ofd), BOOL(fd_slot, cloexec),
+};
+static RECORD(fd, fd_slot, fd_fields);
+
+static const struct field lock_fields[] = {
+    INT(file_lock, fd), INT(file_lock, kind), BOOL(file_lock, write), INT(file_lock, start),
+    INT(file_lock, end),
+};
+static RECORD(lock, file_lock, lock_fields);
+
+static const struct field range_fields[] = {HEX(page_range, start), HEX(page_range, end)};
+static RECORD(range, page_range, range_fields);
+
+static const struct field action_fields[] = {
+    INT(sig_action, sig), HEX(sig_action, handler), HEX(sig_action, restorer),
+    HEX(sig_action, flags), HEX(sig_action, mask),
+};
+static RECORD(action, sig_action, action_fields);
+
+static const struct field itimer_fields[] = {
+    INT(itimer, which), INT(itimer, value_us), INT(itimer, interval_us),
+};
+static RECORD(itimer, itimer, itimer_fields);
+
+static const struct field timer_fields[] = {
+    INT(posix_timer, id), INT(posix_timer, clock), INT(posix_timer, notify),
+    INT(posix_timer, sig), INT(posix_timer, tid), HEX(posix_timer, sigval),
+    INT(posix_timer, value_ns), INT(posix_timer, interval_ns), INT(posix_timer, overrun),
+};
+static RECORD(timer, posix_timer, timer_fields);
+
+static const struct field rlimit_fields[] = {HEX(rlimit_pair, soft), HEX(rlimit_pair, hard)};
+static RECORD(rlimit, rlimit_pair, rlimit_fields);
+
+static const struct field creds_fields[] = {
+    INT4(creds, uid), INT4(creds, gid), INTS(creds, groups), HEX(creds, cap_inh),
+    HEX(creds, cap_prm), HEX(creds, cap_eff), HEX(creds, cap_bnd), HEX(creds, cap_amb),
+    BOOL(creds, no_new_privs),
+};
+static RECORD(creds, creds, creds_fields);
+
+static const struct field prctl_fields[] = {STR(prctl_value, name), INT(prctl_value, value)};
+static RECORD(prctl, prctl_value, prctl_fields);
+
+static const struct field sched_fields[] = {
+    INT(sched, policy), INT(sched, nice), INT(sched, priority), UINT(sched, flags),
+    UINT(sched, runtime), UINT(sched, deadline), UINT(sched, period), INT(sched, ioprio),
+    BYTES(sched, affinity), UINT(sched, timerslack_ns),
+};
+static RECORD(sched, sched, sched_fields);
+
+static const struct field thread_fields[] = {
+    INT(thread, tid), STR(thread, comm), REC(thread, regs, record_regs), BYTES(thread, xstate),
+    HEX(thread, sigmask), HEX(thread, altstack_sp), HEX(thread, altstack_flags),
+    UINT(thread, altstack_size), HEX(thread, tid_address), HEX(thread, robust_head),
+    UINT(thread, robust_len), HEX(thread, rseq), UINT(thread, rseq_size),
+    HEX(thread, rseq_sig), BYTES(thread, pending), REC(thread, sched, record_sched),
+    LIST(thread, prctls, record_prctl),
+};
+static RECORD(thread, thread, thread_fields);
+
+static const struct field mm_fields[] = {
+    HEX(mm_layout, start_code), HEX(mm_layout, end_code), HEX(mm_layout, start_data),
+    HEX(mm_layout, end_data), HEX(mm_layout, start_brk), HEX(mm_layout, brk),
+    HEX(mm_layout, start_stack), HEX(mm_layout, arg_start), HEX(mm_layout, arg_end),
+    HEX(mm_layout, env_start), HEX(mm_layout, env_end), BYTES(mm_layout, auxv),
+    HEX(mm_layout, vdso), UINT(mm_layout, vdso_size), HEX(mm_layout, vvar),
+    STR(mm_layout, vdso_hash), STR(mm_layout, vdso_member), BOOL(mm_layout, in_vdso),
+};
+static RECORD(mm, mm_layout, mm_fields);
+
+static const struct field task_fields[] = {
+    INT(task, pid), INT(task, pgid), INT(task, sid), BOOL(task, session_leader),
+    BOOL(task, group_leader), BOOL(task, set_controlling_tty), STR(task, comm),
+    STR(task, cwd), INT(task, exe), INT(task, umask), INT(task, stop_signal),
+    INT(task, oom_score_adj), HEX(task, personality), HEX(task, coredump_filter),
+    HEX(task, membarrier), UINT(task, cpu_ns), REC(task, creds, record_creds),
+    LIST(task, rlimits, record_rlimit), REC(task, mm, record_mm),
+    LIST(task, actions, record_action), LIST(task, itimers, record_itimer),
+    LIST(task, timers, record_timer), BYTES(task, pending),
+    LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma),
+    LIST(task, fds, record_fd), LIST(task, locks, record_lock),
+    LIST(task, guards, record_range), LIST(task, threads, record_thread),
+};
+RECORD(task, task, task_fields);
+
+static const struct field end_fields[] = {
+    UINT(image_end, members), UINT(image_end, pages), STR(image_end, digest),
+};
+RECORD(end, image_end, end_fields);

@@ -1,0 +1,101 @@
+/*
+ * tracee: one thread under ptrace(2). Stops, registers, memory, and calls in it.
+ *
+ * Two kinds of owner. ckpt borrows: tracee_seize() without EXITKILL, tracee_borrow(), calls,
+ * tracee_give_back(), tracee_detach(); whenever ckpt dies in between, the thread finishes
+ * the call at hand, returns through a signal frame below its stack, and goes on where it
+ * was. restart builds: PTRACE_O_EXITKILL, and the calls need no frame.
+ *
+ * All functions are for the thread that seized.
+ */
+#ifndef PMS_TRACEE_H
+#define PMS_TRACEE_H
+
+#include <sys/types.h>
+
+#include "arch.h"
+#include "base.h"
+#include "call.h"
+
+struct tracee {
+	pid_t pid, tid; /* as this process sees them */
+	int mem;        /* fd of /proc/PID/mem; borrowed */
+	bool seized, borrowed, dead;
+	bool stop_again;      /* a SIGSTOP was swallowed while borrowed */
+	int stop_signal;      /* the group-stop it was in when it was seized, or 0 */
+	struct arch_regs regs; /* at the stop, as the thread is to go on */
+	uint64_t sigmask;
+	unsigned char *xstate; /* owned */
+	size_t xstate_len;
+	taddr gadget;  /* a `syscall; ret` (or only `syscall`) of its own */
+	taddr frame_at;      /* the signal frame, 0 without one */
+	taddr scratch;       /* memory below it that calls may use ... */
+	unsigned char *saved; /* ... and what was there, from scratch up; owned */
+	size_t saved_len;
+};
+
+#define TRACEE_SCRATCH 1024
+
+/* Wait for events of tracees with a deadline: SIGCHLD must be blocked. */
+
+/*
+ * PTRACE_SEIZE with options, then interrupt; does not wait. ESRCH where it is gone or a
+ * zombie. Returns 0, or a negative errno. Silent but for what is not EPERM or ESRCH.
+ */
+int tracee_seize(struct tracee *t, pid_t pid, pid_t tid, unsigned long options);
+
+/*
+ * Wait until it is in its interrupt-stop, passing on signals that are delivered meanwhile, and read
+ * registers, mask and extended state. Returns 0, -ETIMEDOUT at the deadline (now_ms()),
+ * -ESRCH where it died, or a negative errno, logged.
+ */
+int tracee_wait_interrupt(struct tracee *t, int64_t deadline_ms);
+
+/* Let it run from its interrupt-stop and stop it again: it may move out of a place. */
+int tracee_nudge(struct tracee *t, int64_t deadline_ms);
+
+/*
+ * Prepare for calls: gadget as found by tracee_find_gadgets(), restorer 0 for a thread that
+ * shall have no frame. Returns 0, or a negative errno, logged; the thread is then as it was.
+ */
+int tracee_borrow(struct tracee *t, taddr gadget, taddr restorer);
+
+/* Execute one call. *result as the kernel gives it. Returns 0, or a negative errno, logged. */
+int tracee_call(struct tracee *t, const struct arch_call *call, int64_t *result);
+
+/*
+ * Execute a script: its data goes to the scratch memory (at most TRACEE_SCRATCH bytes) and
+ * back. Stops at the first error that is not allowed. Returns 0, or a negative errno (then
+ * logged; a call's own error is the script's to tell).
+ */
+int tracee_run_script(struct tracee *t, struct script *s);
+
+/* Registers, mask and memory as they were, in an interrupt-stop. Returns 0, or a negative errno. */
+int tracee_give_back(struct tracee *t);
+
+/* Give back, detach, and free what t owns. Silent where the thread is gone. */
+void tracee_detach(struct tracee *t);
+
+/* Where the thread's own code has what a call needs; 0 where it has none. */
+void tracee_find_gadgets(int mem, const void *maps, taddr *gadget, taddr *restorer);
+
+/* Register sets. Return 0, or a negative errno, logged. */
+int tracee_get_regs(pid_t tid, struct arch_regs *regs);
+int tracee_set_regs(pid_t tid, const struct arch_regs *regs);
+int tracee_get_xstate(pid_t tid, unsigned char **xstate, size_t *len);
+int tracee_set_xstate(pid_t tid, const unsigned char *xstate, size_t len);
+int tracee_get_sigmask(pid_t tid, uint64_t *mask);
+int tracee_set_sigmask(pid_t tid, uint64_t mask);
+
+/* Next event of tid, or -ETIMEDOUT. Returns 0 and the status of waitpid(2). */
+int tracee_wait(pid_t tid, int64_t deadline_ms, int *status);
+
+/* Run call at ip with regs as the rest of the registers, between two syscall-stops. */
+int tracee_call_at(struct tracee *t, const struct arch_regs *regs, taddr ip,
+    const struct arch_call *call, int64_t *result);
+
+/* Memory through /proc/PID/mem. Return 0, or a negative errno. Silent. */
+int mem_read(int mem, taddr addr, void *data, size_t len);
+int mem_write(int mem, taddr addr, const void *data, size_t len);
+
+#endif
