@@ -42,6 +42,12 @@ max_u64(uint64_t a, uint64_t b)
 	return a > b ? a : b;
 }
 
+static inline int64_t
+max_i64(int64_t a, int64_t b)
+{
+	return a > b ? a : b;
+}
+
 /* Sum of a and b into *sum. Returns false where it does not fit. */
 static inline bool
 add_fits(uint64_t a, uint64_t b, uint64_t *sum)

@@ -10,6 +10,7 @@
 static const char *log_prog = "pms";
 static int log_verbosity;
 static int log_hushed;
+static char last_failure[512] = "failed";
 static bool progress_shown;
 static double progress_start;
 static double progress_last;
@@ -25,6 +26,12 @@ int
 log_level(void)
 {
 	return log_verbosity;
+}
+
+const char *
+log_last(void)
+{
+	return last_failure;
 }
 
 void
@@ -65,6 +72,9 @@ fail(int err, const char *fmt, ...)
 
 	if (log_hushed == 0) {
 		va_start(ap, fmt);
+		vsnprintf(last_failure, sizeof(last_failure), fmt, ap);
+		va_end(ap);
+		va_start(ap, fmt);
 		put_line(fmt, ap, NULL);
 		va_end(ap);
 	}
@@ -78,6 +88,12 @@ fail_errno(const char *fmt, ...)
 	va_list ap;
 
 	if (log_hushed == 0) {
+		char what[400];
+
+		va_start(ap, fmt);
+		vsnprintf(what, sizeof(what), fmt, ap);
+		va_end(ap);
+		snprintf(last_failure, sizeof(last_failure), "%s: %s", what, strerror(err));
 		va_start(ap, fmt);
 		put_line(fmt, ap, strerror(err));
 		va_end(ap);

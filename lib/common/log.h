@@ -27,6 +27,9 @@ int fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Log an error with the text of errno behind it. Returns -errno. */
 int fail_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* The last line that fail() or fail_errno() logged, without the program's name. */
+const char *log_last(void);
+
 /* Something that the user has to know although the work goes on: a loss, a fallback. */
 void note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -27,7 +27,7 @@ struct tracee {
 	uint64_t sigmask;
 	unsigned char *xstate; /* owned */
 	size_t xstate_len;
-	taddr gadget;  /* a `syscall; ret` (or only `syscall`) of its own */
+	taddr gadget;        /* a `syscall; ret` (or only `syscall`) of its own */
 	taddr frame_at;      /* the signal frame, 0 without one */
 	taddr scratch;       /* memory below it that calls may use ... */
 	unsigned char *saved; /* ... and what was there, from scratch up; owned */

@@ -1,0 +1,120 @@
+/*
+ * The pages of the image into the address space that stands.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "fault.h"
+#include "kfeat.h"
+#include "log.h"
+#include "restart.h"
+
+/* Where the next page of a chunk goes. */
+struct place_of {
+	const struct page_run *run;
+	uint64_t done; /* pages of it */
+};
+
+/* Pages go where the image has mappings and nowhere else. */
+static int
+check_runs(const struct restart *r, const struct page_run *runs, size_t n)
+{
+	const struct task *t = &r->model.task;
+	size_t v = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		taddr at = runs[i].addr, end = at + runs[i].npages * PAGE_BYTES;
+
+		while (at < end) {
+			while (v < t->nvmas && t->vmas[v].end <= at)
+				v++;
+			if (v == t->nvmas || t->vmas[v].start > at ||
+			    (t->vmas[v].shared && t->vmas[v].kind == VMA_FILE))
+				return fail(EBADMSG, "%s: bad image: a page at %#" PRIx64 " belongs to no mapping",
+				    r->source.name, at);
+			at = t->vmas[v].end;
+		}
+	}
+	return 0;
+}
+
+/* One piece of content: as many runs, or parts of them, as it holds. */
+static int
+put(struct restart *r, struct place_of *p, const unsigned char *data, size_t len)
+{
+	struct iovec remote[FRAME_RAW_MAX / PAGE_BYTES], local = {(void *)(uintptr_t)data, len};
+	size_t n = 0;
+
+	for (uint64_t left = len / PAGE_BYTES; left > 0; n++) {
+		uint64_t some = min_u64(p->run->npages - p->done, left);
+
+		remote[n].iov_base = (void *)(uintptr_t)(p->run->addr + p->done * PAGE_BYTES);
+		remote[n].iov_len = some * PAGE_BYTES;
+		left -= some;
+		p->done += some;
+		if (p->done == p->run->npages) {
+			p->run++;
+			p->done = 0;
+		}
+	}
+	if (kfeat(KFEAT_process_vm) &&
+	    process_vm_writev(r->threads[0].pid, &local, 1, remote, n, 0) == (ssize_t)len)
+		return 0;
+	/* Mappings that the program may not write take it by this way. */
+	for (size_t i = 0; i < n; i++) {
+		int err = mem_write(r->mem, (taddr)(uintptr_t)remote[i].iov_base, data, remote[i].iov_len);
+
+		if (err < 0)
+			return fail(-err, "pid %d: memory at %p: %s", r->threads[0].pid, remote[i].iov_base,
+			    strerror(-err));
+		data += remote[i].iov_len;
+	}
+	return 0;
+}
+
+static int
+fill_chunk(struct restart *r)
+{
+	struct page_run runs[CHUNK_PAGES];
+	struct place_of p = {runs, 0};
+	const unsigned char *data;
+	uint64_t npages;
+	size_t nruns, len;
+	int err = image_get_chunk(r->reader, runs, &nruns, &npages);
+
+	if (err == 0)
+		err = check_runs(r, runs, nruns);
+	while (err == 0) {
+		err = image_chunk_data(r->reader, &data, &len);
+		if (err < 0 || data == NULL)
+			return err;
+		if (r->pid > 0)
+			err = put(r, &p, data, len);
+	}
+	return err;
+}
+
+/* Up to the end marker. With no process (restart --check) the pages are only checked. */
+int
+fill(struct restart *r)
+{
+	char prefix[IMAGE_NAME_MAX];
+	int err = 1;
+
+	snprintf(prefix, sizeof(prefix), "pages/%" PRId64 "/", r->model.task.pid);
+	while (r->member[0] != '\0' && err > 0) {
+		if (strncmp(r->member, prefix, strlen(prefix)) != 0)
+			return fail(EBADMSG, "%s: bad image: %s is not where it belongs", r->source.name,
+			    r->member);
+		err = fill_chunk(r);
+		if (err < 0)
+			return err;
+		log_progress("memory", image_pages_read(r->reader) * PAGE_BYTES, 0);
+		err = image_next(r->reader, r->member, &r->member_size);
+	}
+	log_progress_end();
+	return err < 0 ? err : fault(FAULT_filled);
+}

@@ -1,0 +1,311 @@
+#include "front.h"
+
+#include <asm/termbits.h>
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "log.h"
+
+/* Signals that are meant for the program. */
+static const int passed_on[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM,
+    SIGCONT, SIGTSTP, SIGWINCH};
+
+/* --- the terminal */
+
+static struct {
+	int fd; /* -1: none is ours */
+	struct termios2 termios;
+	bool changed, lent;
+	pid_t group;
+} terminal = {.fd = -1};
+
+/* As the program had set it up. */
+void
+front_terminal(struct restart *r)
+{
+	const struct objects *o = &r->model.objects;
+
+	for (size_t i = 0; i < o->nofds && terminal.fd < 0; i++) {
+		if (o->ofds[i].kind != KIND_tty || r->open.ofds[i] < 0 || !isatty(r->open.ofds[i]))
+			continue;
+		terminal.fd = dup(r->open.ofds[i]);
+		if (ioctl(terminal.fd, TCGETS2, &terminal.termios) < 0 ||
+		    o->ofds[i].termios.n != sizeof(struct termios2))
+			continue;
+		terminal.changed = ioctl(terminal.fd, TCSETS2, o->ofds[i].termios.p) == 0;
+	}
+}
+
+/* The foreground is the program's, if it was ours. group: its process group as we see it. */
+static void
+lend_terminal(pid_t group)
+{
+	int fd = terminal.fd >= 0 ? terminal.fd : STDIN_FILENO;
+
+	if (!isatty(fd) || tcgetpgrp(fd) != getpgrp() || group == getpgrp())
+		return;
+	terminal.group = group;
+	terminal.lent = tcsetpgrp(fd, group) == 0;
+}
+
+static void
+take_terminal(void)
+{
+	int fd = terminal.fd >= 0 ? terminal.fd : STDIN_FILENO;
+
+	if (terminal.lent)
+		tcsetpgrp(fd, getpgrp());
+	terminal.lent = false;
+	if (terminal.changed)
+		ioctl(terminal.fd, TCSETS2, &terminal.termios);
+	terminal.changed = false;
+}
+
+/* The program has been stopped from the terminal: so are we, and go on with it. */
+static void
+stop_together(int pidfd)
+{
+	struct termios2 theirs;
+	pid_t group = terminal.group;
+	bool was_lent = terminal.lent, was_changed = terminal.changed;
+
+	if (!was_lent)
+		return;
+	if (was_changed)
+		ioctl(terminal.fd, TCGETS2, &theirs);
+	take_terminal();
+	raise(SIGSTOP);
+	if (was_changed)
+		terminal.changed = ioctl(terminal.fd, TCSETS2, &theirs) == 0;
+	lend_terminal(group);
+	pidfd_kill(pidfd, SIGCONT);
+}
+
+/* --- waiting */
+
+static int
+signal_fd(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	for (size_t i = 0; i < ARRAY_LEN(passed_on); i++)
+		sigaddset(&set, passed_on[i]);
+	sigaddset(&set, SIGTTOU);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	sigdelset(&set, SIGTTOU);
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* What the terminal sends goes to the program by itself if it is in our process group. */
+static bool
+is_for_program(const struct signalfd_siginfo *si)
+{
+	if (si->ssi_signo == SIGCHLD)
+		return false;
+	return si->ssi_code != SI_KERNEL || si->ssi_signo == SIGWINCH || si->ssi_signo == SIGHUP;
+}
+
+static void
+pass_signals(int sigfd, int pidfd)
+{
+	struct signalfd_siginfo si;
+
+	while (read(sigfd, &si, sizeof(si)) == sizeof(si))
+		if (is_for_program(&si))
+			pidfd_kill(pidfd, (int)si.ssi_signo);
+}
+
+static int
+status_of(int status)
+{
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/*
+ * Reap until pid has ended. stopped() is called when it stops. Returns its wait status.
+ */
+static int
+reap(pid_t pid, int pidfd, int sigfd, void (*stopped)(int pidfd, int arg), int arg)
+{
+	for (;;) {
+		struct pollfd p = {sigfd, POLLIN, 0};
+		int status;
+		pid_t got;
+
+		while ((got = waitpid(-1, &status, WNOHANG | WUNTRACED | __WALL)) > 0) {
+			if (got != pid)
+				continue;
+			if (!WIFSTOPPED(status))
+				return status;
+			stopped(pidfd, arg);
+		}
+		if (got < 0 && errno == ECHILD)
+			return EX_OSERR << 8;
+		poll(&p, 1, -1);
+		pass_signals(sigfd, pidfd);
+	}
+}
+
+static void
+stop_self(int pidfd, int arg)
+{
+	(void)arg;
+	stop_together(pidfd);
+}
+
+int
+front_wait(struct restart *r, pid_t pid)
+{
+	int pidfd = pidfd_open_(pid), sigfd = signal_fd(), status;
+
+	lend_terminal(getpgid(pid));
+	if (terminal.fd >= 0)
+		pidfd_kill(pidfd, SIGWINCH);
+	status = reap(pid, pidfd, sigfd, stop_self, 0);
+	take_terminal();
+	(void)r;
+	return status_of(status);
+}
+
+/* --- in new namespaces: two processes, one message 'R' with a pidfd, then 'S' at each stop */
+
+static int
+send_report(int report, char what, int pidfd)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec iov = {&what, 1};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+
+	if (pidfd >= 0) {
+		struct cmsghdr *c;
+
+		m.msg_control = control;
+		m.msg_controllen = sizeof(control);
+		c = CMSG_FIRSTHDR(&m);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &pidfd, sizeof(int));
+	}
+	return sendmsg(report, &m, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+}
+
+/* 1 and *what (and *pidfd), 0 at the end. */
+static int
+get_report(int report, char *what, int *pidfd)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec iov = {what, 1};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+	    .msg_controllen = sizeof(control)};
+	struct cmsghdr *c;
+	ssize_t n = recvmsg(report, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	if (n < 1)
+		return n < 0 && errno == EAGAIN ? -EAGAIN : 0;
+	c = CMSG_FIRSTHDR(&m);
+	if (c != NULL && c->cmsg_type == SCM_RIGHTS)
+		memcpy(pidfd, CMSG_DATA(c), sizeof(int));
+	return 1;
+}
+
+/* PID behind a pidfd as we see it: a line of its fdinfo. */
+static pid_t
+pid_of(int pidfd)
+{
+	char path[48], *text;
+	const char *p;
+	int pid = -1;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+	if (read_file(-1, path, &text) < 0)
+		return -1;
+	p = strstr(text, "Pid:");
+	if (p != NULL)
+		sscanf(p, "Pid: %d", &pid);
+	free(text);
+	return pid;
+}
+
+static void
+report_stop(int pidfd, int report)
+{
+	(void)pidfd;
+	send_report(report, 'S', -1);
+}
+
+int
+front_init(struct restart *r, pid_t pid)
+{
+	int pidfd = pidfd_open_(pid), sigfd = signal_fd();
+
+	prctl(PR_SET_PDEATHSIG, 0);
+	send_report(r->report_fd, 'R', pidfd);
+	if (r->opt.detach)
+		close_fd(&r->report_fd);
+	return status_of(reap(pid, pidfd, sigfd, report_stop, r->report_fd));
+}
+
+/* The program runs, as which PID is known only now. */
+static void
+has_begun(struct restart *r, int pidfd)
+{
+	pid_t pid = pid_of(pidfd);
+
+	restart_status(r, "running %d", pid);
+	if (r->opt.detach) {
+		if (!r->source.is_channel)
+			printf("%d\n", pid);
+		fflush(stdout);
+		_exit(0);
+	}
+	lend_terminal(getpgid(pid));
+	if (terminal.fd >= 0)
+		pidfd_kill(pidfd, SIGWINCH);
+}
+
+int
+front_outside(struct restart *r, pid_t init, int report)
+{
+	int sigfd = signal_fd(), pidfd = -1, status, got = -EAGAIN;
+
+	do {
+		struct pollfd p[2] = {{sigfd, POLLIN, 0}, {report, POLLIN, 0}};
+		char what;
+
+		poll(p, 2, -1);
+		if (pidfd >= 0) {
+			pass_signals(sigfd, pidfd);
+		} else if (p[0].revents != 0) {
+			struct signalfd_siginfo si;
+
+			/* Nothing runs yet: to end is to end the building. */
+			while (read(sigfd, &si, sizeof(si)) == sizeof(si))
+				if (si.ssi_signo == SIGINT || si.ssi_signo == SIGTERM || si.ssi_signo == SIGHUP)
+					kill(init, SIGKILL);
+		}
+		got = get_report(report, &what, &pidfd);
+		if (got > 0 && what == 'R')
+			has_begun(r, pidfd);
+		else if (got > 0 && what == 'S')
+			stop_together(pidfd);
+	} while (got != 0);
+	while (waitpid(init, &status, 0) < 0 && errno == EINTR)
+		;
+	take_terminal();
+	return status_of(status);
+}

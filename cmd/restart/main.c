@@ -1,0 +1,372 @@
+/*
+ * restart: arguments, the order of the phases, the exit status.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include <bsd/stdlib.h>
+
+#include "elf_file.h"
+#include "fault.h"
+#include "front.h"
+#include "io.h"
+#include "kfeat.h"
+#include "log.h"
+#include "record.h"
+
+static void
+usage(void)
+{
+	fputs("usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--map OLD=NEW]\n"
+	      "               [--chdir DIR] [--check] [--hold SECONDS] [-qv] [FILE | -]\n"
+	      "See restart(1).\n", stderr);
+	exit(EX_USAGE);
+}
+
+static void
+misused(const char *what)
+{
+	fail(EINVAL, "%s", what);
+	usage();
+}
+
+enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
+	OPT_WITHOUT_END };
+
+static const struct option long_options[] = {
+    {"detach", no_argument, NULL, 'd'}, {"pid", required_argument, NULL, OPT_PID},
+    {"inherit", required_argument, NULL, OPT_INHERIT}, {"map", required_argument, NULL, OPT_MAP},
+    {"chdir", required_argument, NULL, OPT_CHDIR}, {"check", no_argument, NULL, OPT_CHECK},
+    {"hold", required_argument, NULL, OPT_HOLD}, {"status-fd", required_argument, NULL, OPT_STATUS},
+    {"cpu", required_argument, NULL, OPT_CPU},
+    {"without-end", no_argument, NULL, OPT_WITHOUT_END}, {"fault", required_argument, NULL, 'F'},
+    {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
+    {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
+};
+
+static int
+get_number(const char *text, int min, int max, const char *what)
+{
+	const char *bad;
+	int n = (int)strtonum(text, min, max, &bad);
+
+	if (bad != NULL) {
+		fail(EINVAL, "%s %s: %s", what, text, bad);
+		usage();
+	}
+	return n;
+}
+
+static void
+add_inherit(struct restart_options *o, char *text)
+{
+	char *eq = strchr(text, '=');
+	struct inherit *in = ARRAY_ADD(o->inherits, o->ninherits);
+
+	if (eq == NULL || in == NULL)
+		misused("--inherit is IMAGE_FD=FD, such as 7=3");
+	*eq = '\0';
+	in->image_fd = get_number(text, 0, INT_MAX, "--inherit");
+	in->fd = get_number(eq + 1, 0, INT_MAX, "--inherit");
+	if (fcntl(in->fd, F_GETFD) < 0)
+		misused("--inherit: that FD is not open");
+}
+
+static void
+add_map(struct restart_options *o, char *text)
+{
+	char *eq = strchr(text, '=');
+	struct path_map *map = ARRAY_ADD(o->maps, o->nmaps);
+
+	if (eq == NULL || map == NULL || text[0] != '/' || eq[1] != '/')
+		misused("--map is OLD=NEW, both absolute, such as /home/a=/scratch/a");
+	*eq = '\0';
+	map->from = text;
+	map->to = eq + 1;
+	/* "/a/" means the same as "/a". */
+	while (eq > text + 1 && eq[-1] == '/')
+		*--eq = '\0';
+}
+
+static enum pid_mode
+get_mode(const char *text)
+{
+	static const char *const names[] = {[PID_SAME] = "same", [PID_NS] = "ns", [PID_NEW] = "new"};
+
+	for (int mode = PID_SAME; mode <= PID_NEW; mode++)
+		if (strcmp(text, names[mode]) == 0)
+			return (enum pid_mode)mode;
+	misused("--pid is same, ns or new");
+	return PID_AUTO;
+}
+
+static void
+get_long_option(struct restart_options *o, int opt)
+{
+	switch (opt) {
+	case OPT_PID:
+		o->pid_mode = get_mode(optarg);
+		break;
+	case OPT_INHERIT:
+		add_inherit(o, optarg);
+		break;
+	case OPT_MAP:
+		add_map(o, optarg);
+		break;
+	case OPT_CHDIR:
+		o->chdir = optarg;
+		break;
+	case OPT_CHECK:
+		o->check = true;
+		break;
+	case OPT_HOLD:
+		o->hold_ms = 1000LL * get_number(optarg, 0, INT_MAX, "--hold");
+		break;
+	case OPT_STATUS:
+		o->status_fd = get_number(optarg, 0, INT_MAX, "--status-fd");
+		break;
+	case OPT_CPU:
+		if (strcmp(optarg, "force") != 0)
+			misused("--cpu is force");
+		o->cpu_force = true;
+		break;
+	case OPT_WITHOUT_END:
+		o->without_end = true;
+		break;
+	default:
+		usage();
+	}
+}
+
+/* Something follows the program in its own file: an image, for `cat restart image > job`. */
+static bool
+image_behind_us(void)
+{
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	uint64_t end = fd < 0 ? 0 : elf_file_end(fd);
+	unsigned char head[8];
+	uint32_t skippable;
+	bool behind;
+
+	behind = end > 0 && pread(fd, head, sizeof(head), (off_t)end) == sizeof(head) &&
+	    frame_length(head, sizeof(head), &skippable) >= 0;
+	close_fd(&fd);
+	return behind;
+}
+
+static void
+get_options(int argc, char **argv, struct restart_options *o)
+{
+	int opt, level = 0;
+
+	while ((opt = getopt_long(argc, argv, "dF:qvV", long_options, NULL)) != -1) {
+		switch (opt) {
+		case 'd':
+			o->detach = true;
+			break;
+		case 'F':
+			if (fault_arm(optarg) < 0)
+				misused("-F: no such fault site");
+			break;
+		case 'q':
+			level = LOG_QUIET;
+			break;
+		case 'v':
+			level++;
+			break;
+		case 'V':
+			puts("restart (pms) " PMS_VERSION);
+			exit(0);
+		default:
+			get_long_option(o, opt);
+		}
+	}
+	log_init("restart", level);
+	o->self = image_behind_us();
+	if (optind + (o->self ? 0 : 1) < argc)
+		misused(o->self ? "this program holds its image: it takes options only"
+				: "at most one image");
+	if (optind < argc && strcmp(argv[optind], "-") != 0)
+		o->image = argv[optind];
+}
+
+void
+restart_status(const struct restart *r, const char *fmt, ...)
+{
+	char line[4200];
+	va_list ap;
+	int n;
+
+	if (r->opt.status_fd < 0)
+		return;
+	va_start(ap, fmt);
+	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
+	va_end(ap);
+	if (n < 0 || n >= (int)sizeof(line) - 1)
+		return;
+	line[n++] = '\n';
+	if (write_full(r->opt.status_fd, line, (size_t)n) < 0)
+		return;
+}
+
+int
+exit_status(int err)
+{
+	switch (-err) {
+	case 0:
+		return 0;
+	case EBADMSG:
+		return EX_DATAERR;
+	case ENOENT:
+	case ESTALE:
+	case EISDIR:
+	case ENOTDIR:
+		return EX_NOINPUT;
+	case ENOTSUP:
+		return EX_UNAVAILABLE;
+	case EPERM:
+	case EACCES:
+		return EX_NOPERM;
+	case EBUSY:
+		return EX_TEMPFAIL;
+	case EINVAL:
+		return EX_USAGE;
+	case EPROTO:
+	case EREMOTEIO:
+	case ECONNRESET:
+	case EPIPE:
+		return EX_PROTOCOL;
+	default:
+		return EX_OSERR;
+	}
+}
+
+static void
+prepare(void)
+{
+	const char *bad;
+	sigset_t chld;
+
+	sigemptyset(&chld);
+	sigaddset(&chld, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &chld, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
+		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
+		exit(EX_USAGE);
+	}
+}
+
+static int
+run_check(struct restart *r)
+{
+	int err = files_open(r);
+
+	if (err == 0)
+		err = image_reader_threads(r->reader);
+	return err < 0 ? err : fill(r);
+}
+
+/* From the metadata to a parked process that only waits for END. */
+static int
+make(struct restart *r)
+{
+	int err = files_open(r);
+
+	if (err == 0)
+		err = build(r);
+	if (err == 0)
+		err = image_reader_threads(r->reader);
+	if (err == 0)
+		err = space_make(r);
+	if (err == 0)
+		err = fill(r);
+	return err < 0 ? err : settle(r);
+}
+
+static int
+let_run(struct restart *r)
+{
+	struct buf pid = {0};
+	int err;
+
+	front_terminal(r);
+	err = release(r);
+	if (err < 0)
+		return err;
+	files_close(r);
+	if (r->report_fd < 0)
+		restart_status(r, "running %d", r->pid);
+	if (r->source.is_channel) {
+		buf_put_u64(&pid, (uint64_t)r->pid);
+		channel_send(&r->source.channel, MSG_RUNNING, pid.data, pid.len);
+		buf_fini(&pid);
+	}
+	close_fd(&r->source.fd);
+	return 0;
+}
+
+static int
+run_restart(struct restart *r)
+{
+	int status, err = place(r);
+
+	if (err == 0)
+		err = make(r);
+	if (err == 0) {
+		err = await_end(r);
+		err = err > 0 ? let_run(r) : err == 0 ? save(r) : err;
+	}
+	if (err < 0) {
+		build_undo(r);
+		if (r->source.is_channel)
+			channel_fail(&r->source.channel, log_last());
+		return exit_status(err);
+	}
+	image_reader_free(r->reader);
+	r->reader = NULL;
+	if (r->report_fd >= 0)
+		return front_init(r, r->pid);
+	if (!r->opt.detach)
+		return front_wait(r, r->pid);
+	if (!r->source.is_channel)
+		printf("%d\n", r->pid);
+	status = fflush(stdout) == 0 ? 0 : EX_IOERR;
+	return status;
+}
+
+int
+main(int argc, char **argv)
+{
+	struct restart r = {.opt = {.hold_ms = -1, .status_fd = -1}, .source = {.fd = -1},
+	    .open = {.program = -1}, .report_fd = -1, .mem = -1};
+	int err;
+
+	log_init("restart", LOG_NORMAL);
+	get_options(argc, argv, &r.opt);
+	prepare();
+	err = load_open(&r);
+	if (err == 0 && r.source.total == 0)
+		image_keep(r.reader);
+	if (err == 0)
+		err = load_metadata(&r);
+	if (err == 0)
+		err = load_host_check(&r);
+	if (err == 0 && r.opt.check)
+		err = run_check(&r);
+	if (err < 0 && r.source.is_channel)
+		channel_fail(&r.source.channel, log_last());
+	if (err < 0 || r.opt.check)
+		return exit_status(err);
+	return run_restart(&r);
+}

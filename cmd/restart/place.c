@@ -1,0 +1,289 @@
+/*
+ * Which PIDs: those of the image in the namespaces that are here, those of the image in
+ * new namespaces, or new ones. In new namespaces a process of ours is PID 1: it builds, and
+ * then reaps; the one outside passes signals on and ends as the program ends.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fault.h"
+#include "front.h"
+#include "io.h"
+#include "kfeat.h"
+#include "log.h"
+#include "restart.h"
+
+#ifndef CLONE_NEWTIME
+#define CLONE_NEWTIME 0x80
+#endif
+#ifndef CAP_CHECKPOINT_RESTORE
+#define CAP_CHECKPOINT_RESTORE 40
+#endif
+
+static bool
+have_cap(int cap)
+{
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct d[2];
+
+	if (syscall(SYS_capget, &h, d) < 0)
+		return false;
+	return d[cap / 32].effective >> (cap % 32) & 1;
+}
+
+/* As a thread, a process, a process group or a session: then it cannot be had again. */
+static bool
+number_taken(int64_t id)
+{
+	char path[48];
+
+	if (kill((pid_t)id, 0) == 0 || errno != ESRCH)
+		return true;
+	if (id > 1 && (kill(-(pid_t)id, 0) == 0 || errno != ESRCH))
+		return true;
+	snprintf(path, sizeof(path), "/proc/%" PRId64, id);
+	return access(path, F_OK) == 0;
+}
+
+bool
+place_taken(const struct task *t)
+{
+	for (size_t i = 0; i < t->nthreads; i++)
+		if (number_taken(t->threads[i].tid))
+			return true;
+	return false;
+}
+
+/* --- clocks */
+
+static int64_t
+own_offset(const char *clock)
+{
+	char *text;
+	const char *p;
+	long long s = 0, ns = 0;
+
+	if (read_file(AT_FDCWD, "/proc/self/timens_offsets", &text) < 0)
+		return 0;
+	p = strstr(text, clock);
+	if (p != NULL)
+		sscanf(p + strlen(clock), "%lld %lld", &s, &ns);
+	free(text);
+	return s * 1000000000 + ns;
+}
+
+/* What to add to the host's clock so that it goes on where the image's stood still. */
+static int64_t
+needed_offset(clockid_t clock, const char *name, uint64_t image_ns)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return (int64_t)image_ns - ((int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - own_offset(name));
+}
+
+static void
+split(int64_t ns, int64_t *s, int64_t *rest)
+{
+	*s = ns / 1000000000;
+	*rest = ns % 1000000000;
+	if (*rest < 0) {
+		--*s;
+		*rest += 1000000000;
+	}
+}
+
+static bool
+clock_goes_back(const struct restart *r)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec < r->model.header.monotonic_ns;
+}
+
+static int
+no_clock(const struct restart *r, int err)
+{
+	if (!clock_goes_back(r))
+		return 0;
+	return fail(EPERM, "CLOCK_MONOTONIC would go back for the program, and a time namespace cannot be "
+	    "had: %s (kernel 5.6 and CAP_SYS_ADMIN, or user namespaces, are needed)", strerror(err));
+}
+
+/* The children of this process will live in a time namespace with the image's clocks. */
+static int
+enter_time(struct restart *r)
+{
+	const struct image_header *h = &r->model.header;
+	int64_t ms, mns, bs, bns;
+	char text[128];
+	int err;
+
+	if (!kfeat(KFEAT_time_namespaces))
+		return no_clock(r, ENOSYS);
+	split(needed_offset(CLOCK_MONOTONIC, "monotonic", h->monotonic_ns), &ms, &mns);
+	split(needed_offset(CLOCK_BOOTTIME, "boottime", h->boottime_ns), &bs, &bns);
+	if (unshare(CLONE_NEWTIME) < 0)
+		return no_clock(r, errno);
+	snprintf(text, sizeof(text), "monotonic %" PRId64 " %" PRId64 "\nboottime %" PRId64 " %" PRId64 "\n",
+	    ms, mns, bs, bns);
+	err = write_file(AT_FDCWD, "/proc/self/timens_offsets", text);
+	return err < 0 ? no_clock(r, -err) : 0;
+}
+
+/* --- namespaces */
+
+static int
+one_id(const struct restart *r)
+{
+	const struct creds *c = &r->model.task.creds;
+
+	for (int i = 1; i < 4; i++)
+		if (c->uid[i] != c->uid[0] || c->gid[i] != c->gid[0])
+			return fail(EPERM, "the program has several user or group IDs, which only root can give "
+			    "it again");
+	return 0;
+}
+
+static int
+map_ids(const struct restart *r, uid_t uid, gid_t gid)
+{
+	const struct creds *c = &r->model.task.creds;
+	char map[64];
+	int err;
+
+	err = write_file(AT_FDCWD, "/proc/self/setgroups", "deny");
+	snprintf(map, sizeof(map), "%" PRId64 " %u 1", c->uid[1], uid);
+	if (err == 0)
+		err = write_file(AT_FDCWD, "/proc/self/uid_map", map);
+	snprintf(map, sizeof(map), "%" PRId64 " %u 1", c->gid[1], gid);
+	if (err == 0)
+		err = write_file(AT_FDCWD, "/proc/self/gid_map", map);
+	return err < 0 ? fail(EPERM, "user namespace: IDs cannot be mapped: %s", strerror(-err)) : 0;
+}
+
+static int
+enter_user(struct restart *r)
+{
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	int err = one_id(r);
+
+	if (err < 0)
+		return err;
+	if (!kfeat(KFEAT_user_namespaces) || unshare(CLONE_NEWUSER) < 0)
+		return fail(EPERM, "the PIDs of the image cannot be given to the program: user namespaces are not "
+		    "permitted here, nor is CAP_CHECKPOINT_RESTORE there (as root: sysctl "
+		    "user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 or "
+		    "kernel.apparmor_restrict_unprivileged_userns=0; or --pid=new for a program of one "
+		    "thread that does not mind)");
+	r->own_userns = true;
+	err = map_ids(r, uid, gid);
+	if (err == 0 && r->model.task.creds.ngroups > 1)
+		note("pid %" PRId64 ": its supplementary groups cannot be kept, and setuid programs that it "
+		     "starts gain nothing", r->model.task.pid);
+	return err;
+}
+
+/* PIDs above this system's limit: since 6.14 each PID namespace has its own. */
+static void
+raise_pid_max(const struct task *t)
+{
+	int64_t highest = 0, limit;
+	char text[24];
+
+	for (size_t i = 0; i < t->nthreads; i++)
+		highest = highest > t->threads[i].tid ? highest : t->threads[i].tid;
+	if (proc_read_number(AT_FDCWD, "/proc/sys/kernel/pid_max", 10, &limit) < 0 || highest < limit)
+		return;
+	snprintf(text, sizeof(text), "%" PRId64, highest + 1);
+	write_file(AT_FDCWD, "/proc/sys/kernel/pid_max", text);
+}
+
+static int
+begin_init(struct restart *r)
+{
+	/* Until the program runs nothing must be left behind. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (r->opt.detach)
+		setsid();
+	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
+		note("/proc cannot be mounted (%s): the program sees that of the host", strerror(errno));
+	raise_pid_max(&r->model.task);
+	return fault(FAULT_placed);
+}
+
+static int
+enter_namespaces(struct restart *r)
+{
+	int err, sv[2];
+	pid_t init;
+
+	if (r->model.task.pid == 1)
+		return fail(ENOTSUP, "pid 1: the first process of a container cannot be restarted as such");
+	r->privileged = have_cap(CAP_SYS_ADMIN);
+	err = r->privileged ? 0 : enter_user(r);
+	if (err < 0)
+		return err;
+	if (unshare(CLONE_NEWPID | CLONE_NEWNS) < 0)
+		return fail(EPERM, "PID and mount namespaces are not permitted here: %s", strerror(errno));
+	/* Mounts of the host go on to appear; what is mounted here stays here. */
+	if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0)
+		return fail_errno("mount namespace");
+	err = enter_time(r);
+	if (err < 0)
+		return err;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
+		return fail_errno("socketpair");
+	init = fork();
+	if (init < 0)
+		return fail_errno("fork");
+	if (init > 0) {
+		close(sv[1]);
+		/* The image is the other one's; a pipe must break when that one dies. */
+		close_fd(&r->source.fd);
+		exit(front_outside(r, init, sv[0]));
+	}
+	close(sv[0]);
+	r->report_fd = sv[1];
+	return begin_init(r);
+}
+
+int
+place(struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	bool can = kfeat(KFEAT_set_tid) && (have_cap(CAP_CHECKPOINT_RESTORE) || have_cap(CAP_SYS_ADMIN));
+
+	r->mode = r->opt.pid_mode;
+	r->report_fd = -1;
+	if (r->mode == PID_NEW) {
+		if (t->nthreads > 1)
+			return fail(EPERM, "--pid=new: the program has %zu threads, which know each other by "
+			    "their numbers", t->nthreads);
+		return enter_time(r) < 0 ? -EPERM : 0;
+	}
+	if (r->mode == PID_SAME && !can)
+		return fail(EPERM, "--pid=same: CAP_CHECKPOINT_RESTORE is needed to choose PIDs");
+	if (r->mode == PID_SAME && place_taken(t))
+		return fail(EBUSY, "--pid=same: PID %" PRId64 " (or that of a thread) is taken here", t->pid);
+	if (r->mode == PID_AUTO)
+		r->mode = can && !place_taken(t) ? PID_SAME : PID_NS;
+	if (r->mode == PID_NS)
+		return enter_namespaces(r);
+	return enter_time(r);
+}

@@ -1,0 +1,318 @@
+/*
+ * It runs. Until END the original may; from here on only this one does.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "attr.h"
+#include "fault.h"
+#include "io.h"
+#include "log.h"
+#include "restart.h"
+
+/* --- END */
+
+int
+await_end(struct restart *r)
+{
+	int err = fault(FAULT_parked);
+
+	if (err < 0)
+		return err;
+	if (r->source.is_channel) {
+		err = channel_send(&r->source.channel, MSG_READY, NULL, 0);
+		if (err == 0)
+			err = channel_expect(&r->source.channel, MSG_GO, NULL, 0, NULL);
+		/* Given up over there: the original runs on, and this one must not. */
+		if (err == -EREMOTEIO)
+			return err;
+		return err == 0;
+	}
+	if (!image_wants_end(r->reader) || r->opt.without_end)
+		return 1;
+	if (r->opt.hold_ms >= 0)
+		r->source.deadline_ms = now_ms() + r->opt.hold_ms;
+	err = image_await_end(r->reader);
+	if (err == 0 && r->source.total > 0)
+		return fail(EPROTO, "%s: was cut off before its END: PID %" PRId64 " on %s may still be "
+		    "running; if it is not, restart --without-end %s", r->source.name,
+		    r->model.header.host_pid, r->model.header.host, r->source.name);
+	return err;
+}
+
+/* --- locks */
+
+enum { LOCK_TRIES_MS = 2000 };
+
+/* struct flock of the kernel */
+struct kernel_flock {
+	int16_t type, whence;
+	int32_t pad;
+	int64_t start, len;
+	int32_t pid, pad2;
+};
+
+static void
+add_locks(struct script *s, const struct task *t)
+{
+	for (size_t i = 0; i < t->nlocks; i++) {
+		const struct file_lock *l = &t->locks[i];
+		struct kernel_flock fl = {.type = l->write ? F_WRLCK : F_RDLCK, .whence = SEEK_SET,
+		    .start = l->start, .len = l->end < 0 ? 0 : l->end - l->start + 1};
+
+		if (l->kind == LOCK_FLOCK) {
+			script_add(s, "lock", SYS_flock, (uint64_t)l->fd,
+			    (uint64_t)((l->write ? LOCK_EX : LOCK_SH) | LOCK_NB));
+		} else {
+			script_add(s, "lock", SYS_fcntl, (uint64_t)l->fd,
+			    l->kind == LOCK_POSIX ? F_SETLK : F_OFD_SETLK, script_data(s, &fl, sizeof(fl)));
+			script_data_arg(s, 2);
+		}
+		script_may_fail(s);
+	}
+}
+
+/*
+ * The original, which held them, may take a moment to be dead. Where somebody else was
+ * faster: a moved process goes on without (it cannot go back); a copy does not begin.
+ */
+static int
+take_locks(struct restart *r, bool moved)
+{
+	int64_t deadline = now_ms() + (moved ? LOCK_TRIES_MS : 0);
+	bool missing = r->model.task.nlocks > 0;
+	int err = 0;
+
+	while (err == 0 && missing) {
+		struct script s = {0};
+		sigset_t none;
+		struct timespec wait = {0, 1000000};
+
+		add_locks(&s, &r->model.task);
+		err = loop_run(&r->loop, &r->threads[0], &s);
+		missing = false;
+		for (size_t i = 0; err == 0 && i < s.ncalls; i++)
+			missing |= s.calls[i].result < 0;
+		script_fini(&s);
+		if (!missing || now_ms() >= deadline)
+			break;
+		sigemptyset(&none);
+		sigtimedwait(&none, NULL, &wait);
+	}
+	if (err < 0 || !missing)
+		return err;
+	if (moved) {
+		note("pid %d: a file that it has locked is locked by somebody else now", r->pid);
+		return 0;
+	}
+	return fail(EBUSY, "pid %d: a file that it has locked is locked by somebody else (by the original?)",
+	    r->pid);
+}
+
+/* --- signals that were on their way */
+
+static void
+add_pending(struct script *s, const struct restart *r, const struct bytes *pending, int64_t tid)
+{
+	for (size_t i = 0; i < pending->n / SIGINFO_BYTES; i++) {
+		const unsigned char *info = pending->p + i * SIGINFO_BYTES;
+		uint64_t at = script_data(s, info, SIGINFO_BYTES);
+		int32_t sig;
+
+		memcpy(&sig, info, sizeof(sig));
+		if (tid == 0) {
+			script_add(s, "pending signal", SYS_rt_sigqueueinfo, (uint64_t)r->pid, (uint64_t)sig, at);
+			script_data_arg(s, 2);
+		} else {
+			script_add(s, "pending signal", SYS_rt_tgsigqueueinfo, (uint64_t)r->pid, (uint64_t)tid,
+			    (uint64_t)sig, at);
+			script_data_arg(s, 3);
+		}
+		script_may_fail(s);
+	}
+}
+
+/* --- timers */
+
+static void
+add_timers(struct script *s, const struct task *t)
+{
+	for (size_t i = 0; i < t->nitimers; i++) {
+		const struct itimer *it = &t->itimers[i];
+		struct itimerval v = {{it->interval_us / 1000000, it->interval_us % 1000000},
+		    {it->value_us / 1000000, it->value_us % 1000000}};
+
+		script_add(s, "interval timer", SYS_setitimer, (uint64_t)it->which,
+		    script_data(s, &v, sizeof(v)), 0);
+		script_data_arg(s, 1);
+	}
+	for (size_t i = 0; i < t->ntimers; i++) {
+		const struct posix_timer *pt = &t->timers[i];
+		struct itimerspec v = {{pt->interval_ns / 1000000000, pt->interval_ns % 1000000000},
+		    {pt->value_ns / 1000000000, pt->value_ns % 1000000000}};
+
+		if (pt->value_ns == 0)
+			continue;
+		script_add(s, "timer", SYS_timer_settime, (uint64_t)pt->id, 0, script_data(s, &v, sizeof(v)), 0);
+		script_data_arg(s, 2);
+	}
+}
+
+/* --- credentials */
+
+static void
+add_caps(struct script *s, const struct restart *r, uint64_t have_prm, uint64_t have_bnd)
+{
+	const struct creds *c = &r->model.task.creds;
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	uint64_t prm = c->cap_prm & have_prm, eff = c->cap_eff & prm, inh = c->cap_inh & have_prm;
+	struct __user_cap_data_struct d[2] = {{(uint32_t)eff, (uint32_t)prm, (uint32_t)inh},
+	    {(uint32_t)(eff >> 32), (uint32_t)(prm >> 32), (uint32_t)(inh >> 32)}};
+
+	for (unsigned cap = 0; cap < 64; cap++)
+		if (have_bnd >> cap & 1 && !(c->cap_bnd >> cap & 1)) {
+			script_add(s, "bounding set", SYS_prctl, PR_CAPBSET_DROP, cap);
+			script_may_fail(s);
+		}
+	script_add(s, "ambient capabilities", SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL);
+	script_may_fail(s);
+	script_add(s, "capabilities", SYS_capset, script_data(s, &h, sizeof(h)),
+	    script_data(s, d, sizeof(d)));
+	script_data_arg(s, 0);
+	script_data_arg(s, 1);
+	for (unsigned cap = 0; cap < 64; cap++)
+		if (c->cap_amb >> cap & 1) {
+			script_add(s, "ambient capabilities", SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
+			script_may_fail(s);
+		}
+	if (c->no_new_privs)
+		script_add(s, "no_new_privs", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1);
+}
+
+static int
+read_caps(const struct restart *r, uint64_t *prm, uint64_t *bnd)
+{
+	const struct creds *c = &r->model.task.creds;
+	struct proc_status st;
+	int proc = proc_open(r->pid);
+	int err = proc < 0 ? proc : proc_read_status(proc, &st);
+
+	close_fd(&proc);
+	if (err < 0)
+		return fail(-err, "pid %d: status: %s", r->pid, strerror(-err));
+	*prm = st.cap_prm;
+	*bnd = st.cap_bnd;
+	proc_status_fini(&st);
+	if ((c->cap_prm & ~*prm) != 0)
+		note("pid %d: it loses capabilities (%#" PRIx64 "), which restart does not have", r->pid,
+		    c->cap_prm & ~*prm);
+	return 0;
+}
+
+/* --- limits */
+
+static void
+set_limits(const struct restart *r)
+{
+	const struct task *t = &r->model.task;
+
+	for (size_t i = 0; i < t->nrlimits && i < RLIM_NLIMITS; i++) {
+		struct rlimit64 want = {t->rlimits[i].soft, t->rlimits[i].hard}, have;
+
+		if (prlimit64(r->pid, (int)i, &want, NULL) == 0)
+			continue;
+		if (prlimit64(r->pid, (int)i, NULL, &have) < 0)
+			continue;
+		/* As near as may be: no higher than the hard limit that is here. */
+		want.rlim_max = min_u64(want.rlim_max, have.rlim_max);
+		want.rlim_cur = min_u64(want.rlim_cur, want.rlim_max);
+		prlimit64(r->pid, (int)i, &want, NULL);
+		note("pid %d: limit %zu is lower than it was: raising it takes CAP_SYS_RESOURCE", r->pid, i);
+	}
+}
+
+/* --- the last steps */
+
+static int
+last_scripts(struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	uint64_t prm = 0, bnd = 0;
+	int err = read_caps(r, &prm, &bnd);
+
+	for (size_t i = 0; i < r->nthreads && err == 0; i++) {
+		struct script s = {0};
+
+		if (i == 0) {
+			if (attr_set(&s, t->prctls, t->nprctls) < 0)
+				err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
+			add_pending(&s, r, &t->pending, 0);
+		}
+		add_pending(&s, r, &t->threads[i].pending, r->threads[i].tid);
+		add_caps(&s, r, prm, bnd);
+		/* Last of all, so that none fires while anything is still to be done. */
+		if (i == 0)
+			add_timers(&s, t);
+		if (err == 0)
+			err = loop_run(&r->loop, &r->threads[i], &s);
+		script_fini(&s);
+	}
+	return err;
+}
+
+static int
+set_final(struct restart *r)
+{
+	struct arch_call unmap = {SYS_munmap, {r->loop.at, LOOP_BYTES}};
+	struct tracee *leader = &r->threads[0];
+	int64_t result;
+	int err = tracee_call_at(leader, &leader->regs, r->syscall_ip, &unmap, &result);
+
+	if (err == 0 && result < 0)
+		err = fail((int)-result, "pid %d: script loop: %s", r->pid, strerror((int)-result));
+	for (size_t i = 0; i < r->nthreads && err == 0; i++) {
+		const struct thread *th = &r->model.task.threads[i];
+		struct arch_regs regs = th->regs;
+
+		regs.orig_rax = UINT64_MAX; /* no call is under way: nothing to restart */
+		err = tracee_set_regs(r->threads[i].tid, &regs);
+		if (err == 0)
+			err = tracee_set_sigmask(r->threads[i].tid, th->sigmask);
+	}
+	return err;
+}
+
+int
+release(struct restart *r)
+{
+	int err = take_locks(r, r->source.is_channel || image_wants_end(r->reader));
+
+	if (err == 0)
+		err = last_scripts(r);
+	if (err == 0)
+		err = set_final(r);
+	if (err < 0)
+		return err;
+	set_limits(r);
+	if (r->model.task.stop_signal != 0)
+		kill(r->pid, SIGSTOP);
+	/* From here on the end of restart is not the end of the program. */
+	for (size_t i = 0; i < r->nthreads; i++)
+		ptrace(PTRACE_SETOPTIONS, r->threads[i].tid, NULL, 0L);
+	fault(FAULT_released);
+	for (size_t i = 0; i < r->nthreads; i++)
+		ptrace(PTRACE_DETACH, r->threads[i].tid, NULL, NULL);
+	return 0;
+}

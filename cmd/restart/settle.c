@@ -1,0 +1,348 @@
+/*
+ * Threads and everything that belongs to them or to the process but memory and files. When
+ * this is done the process is complete and parked; only time and signals are kept from it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "attr.h"
+#include "io.h"
+#include "kfeat.h"
+#include "log.h"
+#include "restart.h"
+
+#define ALL_SIGNALS (~0ULL)
+
+/* --- threads */
+
+static int
+wait_born(struct restart *r, pid_t tid)
+{
+	struct tracee *t = ARRAY_ADD(r->threads, r->nthreads);
+	int status, err;
+
+	if (t == NULL)
+		return -ENOMEM;
+	*t = (struct tracee){.pid = r->pid, .tid = tid, .mem = r->mem, .seized = true};
+	err = tracee_wait(tid, now_ms() + 60000, &status);
+	if (err < 0 || !WIFSTOPPED(status))
+		return fail(EIO, "pid %d: thread %d does not begin", r->pid, tid);
+	return tracee_get_regs(tid, &t->regs);
+}
+
+/* A thread is born stopped, as its parent is traced; it will run nothing but scripts and itself. */
+static int
+make_thread(struct restart *r, const struct thread *th)
+{
+	struct tracee *leader = &r->threads[0];
+	struct {
+		struct clone_args args;
+		pid_t tid;
+	} data = {.tid = (pid_t)th->tid};
+	taddr at = loop_data(&r->loop);
+	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
+	int64_t result;
+	int err;
+
+	data.args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+	data.args.stack = r->loop.at + PAGE_BYTES;
+	data.args.stack_size = PAGE_BYTES;
+	data.args.set_tid = at + offsetof(__typeof__(data), tid);
+	data.args.set_tid_size = 1;
+	err = mem_write(r->mem, at, &data, sizeof(data));
+	if (err < 0)
+		return fail(-err, "pid %d: %s", r->pid, strerror(-err));
+	err = tracee_call_at(leader, &leader->regs, r->syscall_ip, &clone3, &result);
+	if (err < 0)
+		return err;
+	if (result == -EEXIST)
+		return fail(EBUSY, "thread ID %" PRId64 " is taken here", th->tid);
+	if (result < 0)
+		return fail((int)-result, "thread %" PRId64 " cannot be made: %s", th->tid,
+		    strerror((int)-result));
+	return wait_born(r, (pid_t)result);
+}
+
+/* As this kernel wants it: its own size, what the image has, the rest in its initial state. */
+static int
+set_xstate(const struct tracee *t, const struct thread *th)
+{
+	unsigned char *own = NULL, *p;
+	size_t len;
+	int err = tracee_get_xstate(t->tid, &own, &len);
+
+	if (err < 0)
+		return err;
+	p = calloc(1, len);
+	if (p == NULL) {
+		free(own);
+		return -ENOMEM;
+	}
+	memcpy(p, th->xstate.p, min_u64(len, th->xstate.n));
+	err = tracee_set_xstate(t->tid, p, len);
+	free(own);
+	free(p);
+	return err < 0 ? fail(EBADMSG, "thread %" PRId64 ": its registers are not accepted here", th->tid) : 0;
+}
+
+static void
+add_thread_calls(struct script *s, const struct thread *th)
+{
+	stack_t ss = {(void *)(uintptr_t)th->altstack_sp, (int)th->altstack_flags, th->altstack_size};
+
+	script_add(s, "alternate stack", SYS_sigaltstack, script_data(s, &ss, sizeof(ss)));
+	script_data_arg(s, 0);
+	if (th->robust_head != 0) {
+		script_add(s, "robust list", SYS_set_robust_list, th->robust_head, th->robust_len);
+		script_may_fail(s);
+	}
+	script_add(s, "tid address", SYS_set_tid_address, th->tid_address);
+	script_add(s, "name", SYS_prctl, PR_SET_NAME, script_data(s, th->comm, strlen(th->comm) + 1));
+	script_data_arg(s, 1);
+	if (th->sched.timerslack_ns != 0) {
+		script_add(s, "timer slack", SYS_prctl, PR_SET_TIMERSLACK, th->sched.timerslack_ns);
+		script_may_fail(s);
+	}
+	if (th->rseq != 0)
+		script_add(s, "rseq", SYS_rseq, th->rseq, th->rseq_size, 0, th->rseq_sig);
+}
+
+/* From outside; what is not permitted is told once. */
+struct kernel_sched_attr {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+};
+
+static void
+set_sched(const struct restart *r, const struct tracee *t, const struct thread *th)
+{
+	const struct sched *s = &th->sched;
+	struct kernel_sched_attr a = {sizeof(a), (uint32_t)s->policy, s->flags, (int32_t)s->nice,
+	    (uint32_t)s->priority, s->runtime, s->deadline, s->period};
+
+	if (s->affinity.n > 0 &&
+	    syscall(SYS_sched_setaffinity, t->tid, s->affinity.n, s->affinity.p) < 0)
+		note("thread %" PRId64 ": cannot be bound to its CPUs: %s", th->tid, strerror(errno));
+	if ((s->policy != 0 || s->nice != 0 || s->flags != 0) &&
+	    syscall(SYS_sched_setattr, t->tid, &a, 0) < 0)
+		note("thread %" PRId64 ": scheduling policy %" PRId64 ", nice %" PRId64 ": %s", th->tid,
+		    s->policy, s->nice, strerror(errno));
+	if (s->ioprio > 0 && syscall(SYS_ioprio_set, 1, t->tid, s->ioprio) < 0)
+		note("thread %" PRId64 ": I/O priority: %s", th->tid, strerror(errno));
+	(void)r;
+}
+
+static int
+settle_thread(struct restart *r, size_t i)
+{
+	const struct thread *th = &r->model.task.threads[i];
+	struct tracee *t = &r->threads[i];
+	struct arch_regs final = th->regs;
+	struct script s = {0};
+	int err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
+
+	add_thread_calls(&s, th);
+	if (err == 0 && attr_set(&s, th->prctls, th->nprctls) < 0)
+		err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
+	if (err == 0)
+		err = loop_run(&r->loop, t, &s);
+	script_fini(&s);
+	if (err == 0)
+		err = set_xstate(t, th);
+	/* Once on trial: what the kernel does not accept must show before it is too late. */
+	final.orig_rax = UINT64_MAX;
+	if (err == 0)
+		err = tracee_set_regs(t->tid, &final);
+	if (err == 0)
+		set_sched(r, t, th);
+	return err;
+}
+
+/* --- the process */
+
+struct kernel_sigaction {
+	uint64_t handler, flags, restorer, mask;
+};
+
+static void
+add_actions(struct script *s, const struct task *t)
+{
+	for (size_t i = 0; i < t->nactions; i++) {
+		const struct sig_action *a = &t->actions[i];
+		struct kernel_sigaction ka = {a->handler, a->flags, a->restorer, a->mask};
+
+		script_add(s, "signal handler", SYS_rt_sigaction, (uint64_t)a->sig,
+		    script_data(s, &ka, sizeof(ka)), 0, 8);
+		script_data_arg(s, 1);
+	}
+}
+
+#ifndef PR_TIMER_CREATE_RESTORE_IDS
+#define PR_TIMER_CREATE_RESTORE_IDS 77
+#endif
+
+/* struct sigevent of the kernel. */
+struct kernel_sigevent {
+	uint64_t value;
+	int32_t signo, notify, tid, pad[11];
+};
+
+static void
+add_timer(struct script *s, const struct posix_timer *pt, int id)
+{
+	struct kernel_sigevent ev = {.value = pt != NULL ? pt->sigval : 0,
+	    .signo = pt != NULL ? (int32_t)pt->sig : 0, .notify = pt != NULL ? (int32_t)pt->notify : 1,
+	    .tid = pt != NULL ? (int32_t)pt->tid : 0};
+	uint64_t event = script_data(s, &ev, sizeof(ev)), at = script_data(s, &id, sizeof(id));
+
+	script_add(s, "timer", SYS_timer_create, (uint64_t)(pt != NULL ? pt->clock : 0), event, at);
+	script_data_arg(s, 1);
+	script_data_arg(s, 2);
+}
+
+enum { TIMER_IDS_MAX = 1000 };
+
+/*
+ * Timers get their numbers back: from 6.15 on request; before, numbers are given in order from 0, so
+ * those that are not wanted are made and deleted.
+ */
+static int
+make_timers(struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	struct script s = {0};
+	int64_t next = 0;
+	bool ask = kfeat(KFEAT_timer_restore_ids);
+	int err;
+
+	if (t->ntimers == 0)
+		return 0;
+	if (ask) {
+		script_add(&s, "timer numbers", SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1);
+		script_may_fail(&s);
+		err = loop_run(&r->loop, &r->threads[0], &s);
+		ask = err == 0 && s.calls[0].result == 0;
+		script_fini(&s);
+	}
+	for (size_t i = 0; i < t->ntimers; i++) {
+		if (!ask && t->timers[i].id - next > TIMER_IDS_MAX)
+			return fail(ENOTSUP, "timer number %" PRId64 " cannot be had on this kernel (6.15 can)",
+			    t->timers[i].id);
+		for (; !ask && next < t->timers[i].id; next++) {
+			add_timer(&s, NULL, (int)next);
+			script_add(&s, "timer", SYS_timer_delete, (uint64_t)next);
+		}
+		add_timer(&s, &t->timers[i], (int)t->timers[i].id);
+		next = t->timers[i].id + 1;
+	}
+	if (ask)
+		script_add(&s, "timer numbers", SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 0);
+	err = loop_run(&r->loop, &r->threads[0], &s);
+	script_fini(&s);
+	return err;
+}
+
+static void
+add_files(struct script *s, const struct restart *r)
+{
+	const struct task *t = &r->model.task;
+
+	for (size_t i = 0; i < t->nfds; i++) {
+		const struct ofd *o = &r->model.objects.ofds[t->fds[i].ofd];
+
+		if (t->fds[i].cloexec)
+			script_add(s, "close-on-exec", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETFD, FD_CLOEXEC);
+		if (o->owner != 0) {
+			int32_t owner[2] = {(int32_t)o->owner_type, (int32_t)o->owner};
+
+			script_add(s, "owner of a file", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETOWN_EX,
+			    script_data(s, owner, sizeof(owner)));
+			script_data_arg(s, 2);
+			script_may_fail(s);
+			script_add(s, "signal of a file", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETSIG,
+			    (uint64_t)o->sig);
+			script_may_fail(s);
+		}
+	}
+}
+
+static void
+add_membarrier(struct script *s, const struct task *t)
+{
+	for (int bit = 0; bit < 32; bit++)
+		if (t->membarrier >> bit & 1) {
+			script_add(s, "membarrier", SYS_membarrier, 1ULL << bit);
+			script_may_fail(s);
+		}
+}
+
+static void
+set_proc_files(const struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	int proc = proc_open(r->pid), err;
+	char text[32];
+
+	if (proc < 0)
+		return;
+	snprintf(text, sizeof(text), "%#" PRIx64, t->coredump_filter);
+	write_file(proc, "coredump_filter", text);
+	snprintf(text, sizeof(text), "%" PRId64, t->oom_score_adj);
+	err = write_file(proc, "oom_score_adj", text);
+	if (err < 0)
+		note("pid %d: oom_score_adj %" PRId64 ": %s", r->pid, t->oom_score_adj, strerror(-err));
+	close(proc);
+}
+
+static int
+settle_process(struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	struct script s = {0};
+	int err;
+
+	add_actions(&s, t);
+	add_files(&s, r);
+	add_membarrier(&s, t);
+	script_add(&s, "personality", SYS_personality, t->personality);
+	script_may_fail(&s);
+	err = loop_run(&r->loop, &r->threads[0], &s);
+	script_fini(&s);
+	return err;
+}
+
+int
+settle(struct restart *r)
+{
+	const struct task *t = &r->model.task;
+	int err = tracee_set_sigmask(r->threads[0].tid, ALL_SIGNALS);
+
+	if (err == 0)
+		err = space_finish(r);
+	for (size_t i = 1; i < t->nthreads && err == 0; i++)
+		err = make_thread(r, &t->threads[i]);
+	if (err == 0)
+		err = settle_process(r);
+	if (err == 0)
+		err = make_timers(r);
+	for (size_t i = 0; i < t->nthreads && err == 0; i++)
+		err = settle_thread(r, i);
+	if (err == 0)
+		set_proc_files(r);
+	return err;
+}

@@ -1,0 +1,242 @@
+#include "model_check.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kind.h"
+
+static int
+bad(char why[128], const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(why, 128, fmt, ap);
+	va_end(ap);
+	return -EBADMSG;
+}
+
+const char *
+header_unknown_feature(const struct image_header *h)
+{
+	/* None has been needed yet beyond version 1. */
+	return h->nfeatures > 0 ? h->features[0] : NULL;
+}
+
+static bool
+is_pid(int64_t pid)
+{
+	return pid > 0 && pid <= MODEL_PID_MAX;
+}
+
+int
+header_check(const struct image_header *h, char why[128])
+{
+	if (h->arch == NULL || h->id == NULL || h->host == NULL || h->kernel == NULL)
+		return bad(why, "header: something is missing");
+	if (strlen(h->id) != 32 || strspn(h->id, "0123456789abcdef") != 32)
+		return bad(why, "header.id: not 32 hex digits");
+	if (!is_pid(h->pid))
+		return bad(why, "header.pid: not a process ID");
+	return 0;
+}
+
+static bool
+is_user_range(taddr start, taddr end)
+{
+	return start < end && start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && end <= ARCH_USER_END;
+}
+
+static int
+check_vmas(const struct model *m, char why[128])
+{
+	taddr floor = PAGE_BYTES;
+
+	for (size_t i = 0; i < m->task.nvmas; i++) {
+		const struct vma *v = &m->task.vmas[i];
+		int64_t limit = v->kind == VMA_FILE ? (int64_t)m->objects.nfiles
+		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : 0;
+
+		if (!is_user_range(v->start, v->end) || v->start < floor)
+			return bad(why, "task.vmas[%zu]: out of order or out of range", i);
+		if (v->kind < VMA_ANON || v->kind > VMA_SHM || (v->prot & ~7LL) != 0)
+			return bad(why, "task.vmas[%zu]: unknown kind", i);
+		if (v->kind != VMA_ANON && (v->ref < 0 || v->ref >= limit))
+			return bad(why, "task.vmas[%zu]: refers to nothing", i);
+		if (v->offset % PAGE_BYTES != 0 || v->offset > INT64_MAX - (v->end - v->start))
+			return bad(why, "task.vmas[%zu]: bad offset", i);
+		if (v->kind == VMA_SHM &&
+		    v->offset + (v->end - v->start) > page_up(m->objects.shms[v->ref].size))
+			return bad(why, "task.vmas[%zu]: behind the end of its object", i);
+		if (v->flags != NULL && strlen(v->flags) > 256)
+			return bad(why, "task.vmas[%zu]: too many flags", i);
+		if (v->name != NULL && strlen(v->name) > 80)
+			return bad(why, "task.vmas[%zu]: name too long", i);
+		floor = v->end;
+	}
+	for (size_t i = 0; i < m->objects.nshms; i++)
+		if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
+			return bad(why, "objects.shms[%zu]: bad size", i);
+	for (size_t i = 0; i < m->task.nguards; i++)
+		if (!is_user_range(m->task.guards[i].start, m->task.guards[i].end))
+			return bad(why, "task.guards[%zu]: out of range", i);
+	return 0;
+}
+
+/* One range outside of all mappings: where the vDSO and its data go. */
+static int
+check_vdso(const struct model *m, char why[128])
+{
+	const struct mm_layout *mm = &m->task.mm;
+
+	if (mm->auxv.n > 4096 || mm->auxv.n % 16 != 0)
+		return bad(why, "task.mm.auxv: bad length");
+	if (mm->vdso == 0)
+		return 0;
+	if (mm->vdso_size > 1 << 20 || mm->vdso > ARCH_USER_END || mm->vvar > mm->vdso ||
+	    mm->vdso - mm->vvar > 1 << 20 ||
+	    !is_user_range(mm->vvar, page_up(mm->vdso + mm->vdso_size)) ||
+	    mm->vdso % PAGE_BYTES != 0 || mm->vdso_size % PAGE_BYTES != 0)
+		return bad(why, "task.mm.vdso: out of range");
+	if (mm->vdso_hash == NULL || mm->vdso_member == NULL)
+		return bad(why, "task.mm.vdso: incomplete");
+	for (size_t i = 0; i < m->task.nvmas; i++)
+		if (m->task.vmas[i].start < mm->vdso + mm->vdso_size && m->task.vmas[i].end > mm->vvar)
+			return bad(why, "task.mm.vdso: in the way of a mapping");
+	return 0;
+}
+
+static int
+check_objects(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->nfiles; i++) {
+		const struct file_ref *f = &o->files[i];
+
+		if (f->path == NULL || f->path[0] != '/' || strlen(f->path) >= 4096)
+			return bad(why, "objects.files[%zu]: not an absolute path", i);
+		if (f->gone && f->member == NULL)
+			return bad(why, "objects.files[%zu]: neither here nor there", i);
+	}
+	for (size_t i = 0; i < o->nofds; i++) {
+		const struct ofd *d = &o->ofds[i];
+		bool file = d->kind == KIND_reg || d->kind == KIND_dir;
+
+		if (d->kind < 0 || d->kind >= KIND_unknown)
+			return bad(why, "objects.ofds[%zu]: unknown kind", i);
+		if (file ? d->ref < 0 || d->ref >= (int64_t)o->nfiles : d->path == NULL)
+			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
+		if (d->flags > UINT32_MAX || d->pos < 0)
+			return bad(why, "objects.ofds[%zu]: out of range", i);
+	}
+	return 0;
+}
+
+static int
+check_fds(const struct model *m, char why[128])
+{
+	int64_t floor = 0;
+
+	for (size_t i = 0; i < m->task.nfds; i++) {
+		const struct fd_slot *f = &m->task.fds[i];
+
+		if (f->fd < floor || f->fd > MODEL_FD_MAX)
+			return bad(why, "task.fds[%zu]: out of order or out of range", i);
+		if (f->ofd < 0 || f->ofd >= (int64_t)m->objects.nofds)
+			return bad(why, "task.fds[%zu]: refers to nothing", i);
+		floor = f->fd + 1;
+	}
+	for (size_t i = 0; i < m->task.nlocks; i++) {
+		const struct file_lock *l = &m->task.locks[i];
+		bool known = false;
+
+		for (size_t j = 0; j < m->task.nfds && !known; j++)
+			known = m->task.fds[j].fd == l->fd;
+		if (!known || l->kind < LOCK_POSIX || l->kind > LOCK_OFD || l->start < 0 || l->end < -1)
+			return bad(why, "task.locks[%zu]: malformed", i);
+	}
+	return 0;
+}
+
+static int
+check_threads(const struct task *t, char why[128])
+{
+	if (t->nthreads == 0 || t->threads[0].tid != t->pid)
+		return bad(why, "task.threads: the first is not the leader");
+	for (size_t i = 0; i < t->nthreads; i++) {
+		const struct thread *th = &t->threads[i];
+
+		if (!is_pid(th->tid) || th->comm == NULL || th->pending.n % SIGINFO_BYTES != 0)
+			return bad(why, "task.threads[%zu]: malformed", i);
+		if (i > 1 && th->tid <= t->threads[i - 1].tid)
+			return bad(why, "task.threads[%zu]: out of order", i);
+		if (i > 0 && th->tid == t->pid)
+			return bad(why, "task.threads[%zu]: twice", i);
+		if (th->xstate.n < 576 || th->xstate.n > 64 << 10)
+			return bad(why, "task.threads[%zu]: no extended state", i);
+		if (th->sched.affinity.n > 8192)
+			return bad(why, "task.threads[%zu]: affinity too long", i);
+		for (size_t j = 0; j < th->nprctls; j++)
+			if (th->prctls[j].name == NULL)
+				return bad(why, "task.threads[%zu]: malformed", i);
+	}
+	return 0;
+}
+
+static bool
+is_sig(int64_t sig)
+{
+	return sig >= 1 && sig <= 64;
+}
+
+static int
+check_task(const struct model *m, char why[128])
+{
+	const struct task *t = &m->task;
+
+	if (t->pid != m->header.pid || t->comm == NULL || t->cwd == NULL)
+		return bad(why, "task: incomplete");
+	if (t->exe < 0 || t->exe >= (int64_t)m->objects.nfiles)
+		return bad(why, "task.exe: refers to nothing");
+	if (t->stop_signal != 0 && !is_sig(t->stop_signal))
+		return bad(why, "task.stop_signal: not a signal");
+	if (t->nrlimits > 64 || t->pending.n % SIGINFO_BYTES != 0 || t->umask < 0 || t->umask > 0777)
+		return bad(why, "task: malformed");
+	for (size_t i = 0; i < t->nactions; i++)
+		if (!is_sig(t->actions[i].sig))
+			return bad(why, "task.actions[%zu]: not a signal", i);
+	for (size_t i = 0; i < t->nitimers; i++)
+		if (t->itimers[i].which < 0 || t->itimers[i].which > 2 || t->itimers[i].value_us < 0 ||
+		    t->itimers[i].interval_us < 0)
+			return bad(why, "task.itimers[%zu]: malformed", i);
+	for (size_t i = 0; i < t->ntimers; i++)
+		if (t->timers[i].id < 0 || t->timers[i].id > INT32_MAX || t->timers[i].value_ns < 0 ||
+		    t->timers[i].interval_ns < 0)
+			return bad(why, "task.timers[%zu]: malformed", i);
+	for (size_t i = 0; i < t->nprctls; i++)
+		if (t->prctls[i].name == NULL)
+			return bad(why, "task.prctls[%zu]: malformed", i);
+	for (int i = 0; i < 4; i++)
+		if (t->creds.uid[i] < 0 || t->creds.uid[i] > UINT32_MAX - 1 || t->creds.gid[i] < 0 ||
+		    t->creds.gid[i] > UINT32_MAX - 1)
+			return bad(why, "task.creds: not an ID");
+	return 0;
+}
+
+int
+model_check(const struct model *m, char why[128])
+{
+	int err = check_objects(&m->objects, why);
+
+	if (err == 0)
+		err = check_task(m, why);
+	if (err == 0)
+		err = check_vmas(m, why);
+	if (err == 0)
+		err = check_vdso(m, why);
+	if (err == 0)
+		err = check_fds(m, why);
+	return err < 0 ? err : check_threads(&m->task, why);
+}

@@ -1,0 +1,20 @@
+/*
+ * model_check: does a model that was read from an image make sense? Ranges, references and
+ * order are checked here once; whoever uses the model afterwards relies on it. Pure.
+ */
+#ifndef PMS_MODEL_CHECK_H
+#define PMS_MODEL_CHECK_H
+
+#include "model.h"
+
+/* Each returns 0, or -EBADMSG with why[] in words. */
+int header_check(const struct image_header *h, char why[128]);
+int model_check(const struct model *m, char why[128]);
+
+/* The feature that this version does not know, or NULL. */
+const char *header_unknown_feature(const struct image_header *h);
+
+/* Limits of what a reader builds. */
+enum { MODEL_FD_MAX = 1 << 20, MODEL_PID_MAX = 1 << 22 };
+
+#endif
