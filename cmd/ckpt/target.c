@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "ckpt.h"
@@ -315,16 +314,7 @@ target_end(struct target *t)
 		err = 0;
 	if (err < 0)
 		return fail(-err, "pid %d: cannot be ended: %s", t->pid, strerror(-err));
-	/* As its tracer we are told of each thread's end before its parent is of the whole. */
-	for (size_t i = t->nthreads; i-- > 0;) {
-		int status;
-
-		while (waitpid(t->threads[i].tid, &status, __WALL) == t->threads[i].tid &&
-		    WIFSTOPPED(status))
-			;
-		t->threads[i].dead = true;
-		t->threads[i].seized = false;
-	}
+	tracee_reap(t->threads, t->nthreads);
 	while (poll(&p, 1, -1) < 0 && errno == EINTR)
 		;
 	t->frozen = false;

@@ -353,10 +353,11 @@ build_undo(struct restart *r)
 {
 	int status;
 
-	if (r->pid > 0) {
-		kill(r->pid, SIGKILL);
-		while (waitpid(r->pid, &status, __WALL) > 0 && WIFSTOPPED(status))
-			;
-		r->pid = 0;
-	}
+	if (r->pid <= 0)
+		return;
+	kill(r->pid, SIGKILL);
+	tracee_reap(r->threads, r->nthreads);
+	while (waitpid(r->pid, &status, __WALL) < 0 && errno == EINTR)
+		;
+	r->pid = 0;
 }

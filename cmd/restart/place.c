@@ -221,6 +221,9 @@ begin_init(struct restart *r)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (r->opt.detach)
 		setsid();
+	/* Mounts of the host go on to appear; what is mounted here stays here. */
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0)
+		return fail(EPERM, "mount namespaces are not permitted here: %s", strerror(errno));
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
 		note("/proc cannot be mounted (%s): the program sees that of the host", strerror(errno));
 	raise_pid_max(&r->model.task);
@@ -239,11 +242,8 @@ enter_namespaces(struct restart *r)
 	err = r->privileged ? 0 : enter_user(r);
 	if (err < 0)
 		return err;
-	if (unshare(CLONE_NEWPID | CLONE_NEWNS) < 0)
-		return fail(EPERM, "PID and mount namespaces are not permitted here: %s", strerror(errno));
-	/* Mounts of the host go on to appear; what is mounted here stays here. */
-	if (mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0)
-		return fail_errno("mount namespace");
+	if (unshare(CLONE_NEWPID) < 0)
+		return fail(EPERM, "PID namespaces are not permitted here: %s", strerror(errno));
 	err = enter_time(r);
 	if (err < 0)
 		return err;

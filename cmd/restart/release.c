@@ -32,13 +32,16 @@ await_end(struct restart *r)
 	if (err < 0)
 		return err;
 	if (r->source.is_channel) {
+		char more;
+
+		if (channel_read_data(&r->source.channel, &more, 1) != 0)
+			return fail(EPROTO, "%s: something follows the image", r->source.name);
 		err = channel_send(&r->source.channel, MSG_READY, NULL, 0);
-		if (err == 0)
-			err = channel_expect(&r->source.channel, MSG_GO, NULL, 0, NULL);
-		/* Given up over there: the original runs on, and this one must not. */
-		if (err == -EREMOTEIO)
+		if (err < 0)
 			return err;
-		return err == 0;
+		err = channel_expect(&r->source.channel, MSG_GO, NULL, 0, NULL);
+		/* Given up over there: the original runs on, and this one must not. */
+		return err == -EREMOTEIO ? err : err == 0;
 	}
 	if (!image_wants_end(r->reader) || r->opt.without_end)
 		return 1;

@@ -111,6 +111,20 @@ tracee_nudge(struct tracee *t, int64_t deadline_ms)
 	return tracee_wait_interrupt(t, deadline_ms);
 }
 
+void
+tracee_reap(struct tracee *threads, size_t n)
+{
+	for (size_t i = n; i-- > 0;) {
+		int status;
+
+		while (threads[i].seized && waitpid(threads[i].tid, &status, __WALL) == threads[i].tid &&
+		    WIFSTOPPED(status))
+			;
+		threads[i].dead = true;
+		threads[i].seized = false;
+	}
+}
+
 /* struct arch_regs has the fields of struct user_regs_struct in its order. */
 int
 tracee_get_regs(pid_t tid, struct arch_regs *regs)

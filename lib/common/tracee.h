@@ -76,6 +76,12 @@ int tracee_give_back(struct tracee *t);
 /* Give back, detach, and free what t owns. Silent where the thread is gone. */
 void tracee_detach(struct tracee *t);
 
+/*
+ * After a SIGKILL to the process: take the end of each thread, the leader's last; its parent is
+ * told only then. Waits for ever, but nothing can keep a killed thread.
+ */
+void tracee_reap(struct tracee *threads, size_t n);
+
 /* Where the thread's own code has what a call needs; 0 where it has none. */
 void tracee_find_gadgets(int mem, const void *maps, taddr *gadget, taddr *restorer);
 
