@@ -64,3 +64,22 @@ clean:
 	rm -rf build build-san
 
 -include $(shell find build build-san -name '*.d' 2>/dev/null)
+
+# --- tests
+
+VICTIM_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(addprefix tests/victim/,victim.c memory.c signals.c files.c threads.c process.c))
+HELPERS := $(BUILD)/tests/await $(BUILD)/tests/spawn
+
+$(BUILD)/tests/victim/victim: $(VICTIM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) -pthread -o $@ $^
+$(BUILD)/tests/victim/victim-static: $(VICTIM_OBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CC) -pthread -static -o $@ $^
+$(VICTIM_OBJ): ALL_CFLAGS := -std=gnu11 -Wall -Wextra -O1 -g -pthread
+$(BUILD)/tests/await: tests/victim/await.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -o $@ $<
+$(BUILD)/tests/spawn: tests/victim/spawn.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -D_GNU_SOURCE -o $@ $<

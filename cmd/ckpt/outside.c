@@ -294,11 +294,9 @@ collect_affinity(const struct tracee *th, struct sched *s)
 }
 
 static int
-collect_sched(const struct target *t, const struct tracee *th, struct sched *s)
+collect_sched(const struct tracee *th, struct sched *s)
 {
 	struct kernel_sched_attr a = {0};
-	char path[64];
-	int64_t slack;
 
 	if (syscall(SYS_sched_getattr, th->tid, &a, sizeof(a), 0) < 0)
 		return fail_errno("pid %d: scheduling", th->tid);
@@ -310,12 +308,6 @@ collect_sched(const struct target *t, const struct tracee *th, struct sched *s)
 	s->deadline = a.deadline;
 	s->period = a.period;
 	s->ioprio = syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, th->tid);
-	/* Known for every process, and for each thread where it is its first. */
-	snprintf(path, sizeof(path), "task/%d/timerslack_ns", th->tid);
-	if (proc_read_number(t->proc, path, 10, &slack) < 0 &&
-	    (th->tid != t->pid || proc_read_number(t->proc, "timerslack_ns", 10, &slack) < 0))
-		slack = 0;
-	s->timerslack_ns = (uint64_t)slack;
 	return collect_affinity(th, s);
 }
 
@@ -441,7 +433,7 @@ collect_thread(struct ckpt *c, struct tracee *th)
 	if (err == 0)
 		err = collect_rseq(th, out);
 	if (err == 0)
-		err = collect_sched(&c->target, th, &out->sched);
+		err = collect_sched(th, &out->sched);
 	if (err == 0)
 		err = collect_pending(th, false, &out->pending);
 	if (err < 0)

@@ -2,6 +2,7 @@
 
 #include <asm/termbits.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -248,12 +249,25 @@ report_stop(int pidfd, int report)
 	send_report(report, 'S', -1);
 }
 
+static void
+leave_stdio(void)
+{
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	for (int i = 0; fd >= 0 && i < 3; i++)
+		dup2(fd, i);
+	close_fd(&fd);
+}
+
 int
 front_init(struct restart *r, pid_t pid)
 {
 	int pidfd = pidfd_open_(pid), sigfd = signal_fd();
 
 	prctl(PR_SET_PDEATHSIG, 0);
+	/* Whoever reads our output must not wait for us. */
+	if (r->opt.detach)
+		leave_stdio();
 	send_report(r->report_fd, 'R', pidfd);
 	if (r->opt.detach)
 		close_fd(&r->report_fd);

@@ -111,10 +111,6 @@ add_thread_calls(struct script *s, const struct thread *th)
 	script_add(s, "tid address", SYS_set_tid_address, th->tid_address);
 	script_add(s, "name", SYS_prctl, PR_SET_NAME, script_data(s, th->comm, strlen(th->comm) + 1));
 	script_data_arg(s, 1);
-	if (th->sched.timerslack_ns != 0) {
-		script_add(s, "timer slack", SYS_prctl, PR_SET_TIMERSLACK, th->sched.timerslack_ns);
-		script_may_fail(s);
-	}
 	if (th->rseq != 0)
 		script_add(s, "rseq", SYS_rseq, th->rseq, th->rseq_size, 0, th->rseq_sig);
 }

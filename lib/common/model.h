@@ -141,7 +141,6 @@ struct sched {
 	uint64_t flags, runtime, deadline, period;
 	int64_t ioprio;
 	struct bytes affinity; /* empty: every CPU of its host */
-	uint64_t timerslack_ns;
 };
 
 struct page_range {

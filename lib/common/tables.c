@@ -119,7 +119,7 @@ static RECORD(prctl, prctl_value, prctl_fields);
 static const struct field sched_fields[] = {
     INT(sched, policy), INT(sched, nice), INT(sched, priority), UINT(sched, flags),
     UINT(sched, runtime), UINT(sched, deadline), UINT(sched, period), INT(sched, ioprio),
-    BYTES(sched, affinity), UINT(sched, timerslack_ns),
+    BYTES(sched, affinity),
 };
 static RECORD(sched, sched, sched_fields);
 
