@@ -51,6 +51,7 @@ struct target {
 	struct proc_stat stat;
 	taddr gadget, restorer;
 	bool frozen;
+	bool decided; /* never to be let go again: it ends with us */
 	int64_t frozen_ms;
 };
 
@@ -69,6 +70,7 @@ struct ckpt {
 	struct mapped_file *mapped; /* parallel to the first of model.objects.files */
 	size_t nmapped;
 	struct page_runs runs;
+	bool no_output; /* the output could not be opened */
 	unsigned char *vdso; /* code pages, as they are in the process */
 };
 
@@ -77,6 +79,8 @@ struct ckpt {
 int target_open(struct target *t, pid_t pid);
 /* Stop every thread. On failure everything runs again. */
 int target_freeze(struct target *t, int64_t timeout_ms, bool eintr);
+/* tracee_borrow() with what is known of the process. */
+int target_borrow(const struct target *t, struct tracee *th);
 /* Give everything back; the process runs on. */
 void target_thaw(struct target *t);
 void target_close(struct target *t);
@@ -86,6 +90,8 @@ int target_end(struct target *t);
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_outside(struct ckpt *c);
 int collect_inside(struct ckpt *c);
+/* Pending signals: after the timers, or one that fires in between would be in neither. */
+int collect_signals(struct ckpt *c);
 int collect_space(struct ckpt *c);
 int collect_fds(struct ckpt *c);
 int collect_contents(struct ckpt *c);
@@ -139,5 +145,7 @@ int park_list(void);
 
 /* --- main.c: SIGINT or SIGTERM came */
 bool interrupted(void);
+/* From now on they are too late. */
+void interrupts_end(void);
 
 #endif

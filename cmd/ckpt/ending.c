@@ -30,13 +30,47 @@ set_exitkill(struct ckpt *c, bool on)
 	return on ? fault(FAULT_before_end) : 0;
 }
 
+/* The other side is known not to run: the original goes on. */
+static void
+undecide(struct ckpt *c)
+{
+	log_hush(1);
+	set_exitkill(c, false);
+	log_hush(-1);
+	c->target.decided = false;
+}
+
+/* Signals that came while it stood still end with it: the image was made before them. */
+static void
+tell_late_signals(const struct ckpt *c)
+{
+	struct proc_status st;
+	uint64_t known = 0;
+
+	for (size_t i = 0; i < c->model.task.pending.n; i += SIGINFO_BYTES) {
+		int32_t sig;
+
+		memcpy(&sig, c->model.task.pending.p + i, sizeof(sig));
+		known |= 1ULL << (sig - 1);
+	}
+	if (proc_read_status(c->target.proc, &st) < 0)
+		return;
+	for (int sig = 1; sig <= 64; sig++)
+		if ((st.shdpnd & ~known) >> (sig - 1) & 1)
+			note("pid %d: signal %d came while it stood still, and is lost", c->target.pid, sig);
+	proc_status_fini(&st);
+}
+
 static int
 end_original(struct ckpt *c, struct output *o)
 {
-	int err = target_end(&c->target);
+	int err;
 
+	tell_late_signals(c);
+	err = target_end(&c->target);
 	if (err < 0)
 		return err;
+	c->target.decided = false; /* carried out */
 	output_status(o, "ended %d", c->target.pid);
 	debug(LOG_VERBOSE, "pid %d: ended", c->target.pid);
 	return fault(FAULT_ended);
@@ -88,6 +122,7 @@ put_end(struct output *o)
 	buf_fini(&b);
 	if (err < 0)
 		return fail(-err, "%s: the reader has gone before the end: %s", o->name, strerror(-err));
+	interrupts_end();
 	return fault(FAULT_end_out);
 }
 
@@ -102,10 +137,9 @@ move_by_pipe(struct ckpt *c, struct output *o)
 		err = set_exitkill(c, true);
 	if (err == 0)
 		err = put_end(o);
+	c->target.decided = err == 0;
 	if (err < 0) {
-		log_hush(1);
-		set_exitkill(c, false);
-		log_hush(-1);
+		undecide(c);
 		return err;
 	}
 	return end_original(c, o);
@@ -113,32 +147,53 @@ move_by_pipe(struct ckpt *c, struct output *o)
 
 /* --- a channel: READY, decision, GO, RUNNING */
 
-/* GO is out and nobody answers: whether the copy runs cannot be known. The original is saved. */
 static int
-rescue(struct ckpt *c, struct output *lost)
+save_as(struct ckpt *c, const char *name)
 {
-	struct ckpt_options opt = {.pid = c->opt.pid, .after = AFTER_KILL, .status_fd = -1};
+	struct ckpt_options opt = {.pid = c->opt.pid, .output = name, .after = AFTER_KILL, .status_fd = -1};
 	struct output o;
-	char *name;
-	int err;
+	int err = output_open(&o, &opt);
 
-	if (asprintf(&name, "pid-%d-%.8s.ckpt", c->target.pid, c->model.header.id) < 0)
-		return -ENOMEM;
-	opt.output = name;
-	err = output_open(&o, &opt);
 	if (err == 0)
 		err = write_image(c, &o);
 	if (err == 0)
 		err = output_commit(&o);
 	output_close(&o);
-	if (err == 0) {
-		fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is "
-		    "saved here as %s; restart that only if it does not", lost->name, c->target.pid, name);
-		target_end(&c->target);
-		err = -ECONNRESET;
-	}
-	free(name);
 	return err;
+}
+
+/*
+ * GO is out and nobody answers: whether the copy runs cannot be known here. The original must not
+ * run, nor be lost: it is saved, or where no file can be made, parked.
+ */
+static int
+rescue(struct ckpt *c, const struct output *lost)
+{
+	const char *tmp = getenv("TMPDIR"), *dirs[] = {".", tmp != NULL ? tmp : "/tmp", "/var/tmp"};
+	int err = -1;
+
+	for (size_t i = 0; i < ARRAY_LEN(dirs) && err < 0; i++) {
+		char *name;
+
+		if (asprintf(&name, "%s/pid-%d-%.8s.ckpt", dirs[i], c->target.pid, c->model.header.id) < 0)
+			break;
+		err = save_as(c, name);
+		if (err == 0)
+			fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is saved "
+			    "here as %s; restart that only if it does not", lost->name, c->target.pid, name);
+		free(name);
+	}
+	if (err == 0)
+		return target_end(&c->target) < 0 ? -EIO : -ECONNRESET;
+	set_exitkill(c, false);
+	c->target.decided = false;
+	err = park(c);
+	if (err < 0) {
+		c->target.decided = true;
+		return err;
+	}
+	return fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is parked "
+	    "here; ckpt --resume %d only if it does not", lost->name, c->target.pid, c->target.pid);
 }
 
 static int
@@ -158,11 +213,11 @@ move_by_channel(struct ckpt *c, struct output *o)
 	if (err == 0)
 		err = channel_send(&o->channel, MSG_GO, NULL, 0);
 	if (err < 0) {
-		log_hush(1);
-		set_exitkill(c, false);
-		log_hush(-1);
+		undecide(c);
 		return err;
 	}
+	c->target.decided = c->opt.after == AFTER_MOVE;
+	interrupts_end();
 	fault(FAULT_end_out);
 	err = channel_expect(&o->channel, MSG_RUNNING, body, sizeof(body), &got);
 	if (err == 0 && got == sizeof(body))
@@ -170,8 +225,10 @@ move_by_channel(struct ckpt *c, struct output *o)
 	if (c->opt.after == AFTER_COPY)
 		return err;
 	/* It says itself that it has failed: then the original is the one that goes on. */
-	if (err == -EREMOTEIO)
-		return set_exitkill(c, false) < 0 ? -EIO : err;
+	if (err == -EREMOTEIO) {
+		undecide(c);
+		return err;
+	}
 	return err < 0 ? rescue(c, o) : end_original(c, o);
 }
 

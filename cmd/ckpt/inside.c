@@ -203,6 +203,14 @@ ask_posix_timer(struct ckpt *c, struct tracee *th, const struct proc_timer *pt)
 }
 
 static int
+by_id(const void *a, const void *b)
+{
+	const struct proc_timer *x = a, *y = b;
+
+	return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int
 ask_posix_timers(struct ckpt *c, struct tracee *th)
 {
 	struct proc_timer *timers = NULL;
@@ -216,6 +224,8 @@ ask_posix_timers(struct ckpt *c, struct tracee *th)
 	free(text);
 	if (err < 0)
 		err = fail(-err, "pid %d: /proc/%d/timers is not understood", th->tid, th->pid);
+	if (n > 0)
+		qsort(timers, n, sizeof(*timers), by_id);
 	for (size_t i = 0; err == 0 && i < n; i++)
 		err = ask_posix_timer(c, th, &timers[i]);
 	free(timers);
@@ -285,7 +295,7 @@ collect_inside(struct ckpt *c)
 	for (size_t i = 0; i < c->target.nthreads && err == 0; i++) {
 		struct tracee *th = &c->target.threads[i];
 
-		err = tracee_borrow(th, c->target.gadget, c->target.restorer);
+		err = target_borrow(&c->target, th);
 		if (err == 0)
 			err = ask_thread(th, &t->threads[i]);
 		if (err == 0 && i == 0) {

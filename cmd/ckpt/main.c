@@ -31,10 +31,18 @@ on_signal(int sig)
 	signal_came = sig;
 }
 
+static bool too_late;
+
 bool
 interrupted(void)
 {
-	return signal_came != 0;
+	return signal_came != 0 && !too_late;
+}
+
+void
+interrupts_end(void)
+{
+	too_late = true;
 }
 
 static void
@@ -225,7 +233,8 @@ check_options(const struct ckpt_options *o)
 static void
 prepare(void)
 {
-	struct sigaction sa = {.sa_handler = on_signal};
+	static const int ending[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction sa = {.sa_handler = on_signal}, old;
 	const char *bad;
 	sigset_t chld;
 
@@ -234,9 +243,11 @@ prepare(void)
 	sigaddset(&chld, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &chld, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGHUP, &sa, NULL);
+	/* What nohup(1) ignores stays ignored. */
+	for (size_t i = 0; i < ARRAY_LEN(ending); i++)
+		if (sigaction(ending[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			sigaction(ending[i], &sa, NULL);
+	io_set_interrupt(interrupted);
 	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
 		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
 		exit(EX_USAGE);
@@ -252,6 +263,8 @@ exit_status(const struct ckpt *c, int err)
 		return 0;
 	if (status != 0)
 		return status;
+	if (c->no_output && err != -EPROTO && err != -EREMOTEIO && err != -ECONNRESET)
+		return EX_CANTCREAT;
 	switch (-err) {
 	case ESRCH:
 	case ENOENT:
@@ -295,8 +308,13 @@ collect(struct ckpt *c)
 		err = collect_space(c);
 	if (err == 0)
 		err = collect_fds(c);
+	/* Nothing is borrowed from a process that cannot be moved anyway (its filters might kill it). */
+	if (err == 0 && report_status(&c->report) != 0)
+		return 0;
 	if (err == 0)
 		err = collect_inside(c);
+	if (err == 0)
+		err = collect_signals(c);
 	if (err == 0)
 		err = collect_contents(c);
 	return err < 0 ? err : fault(FAULT_collected);
@@ -327,6 +345,7 @@ run_ckpt(struct ckpt *c)
 	struct output o = {.fd = -1, .status_fd = -1};
 	int err = output_open(&o, &c->opt);
 
+	c->no_output = err < 0;
 	if (err == 0)
 		err = output_check_room(&o, c);
 	if (err == 0 && interrupted())
@@ -371,6 +390,7 @@ main(int argc, char **argv)
 	enum action action;
 	int err, status;
 
+	io_keep_stdio();
 	log_init("ckpt", LOG_NORMAL);
 	action = get_options(argc, argv, &c.opt);
 	prepare();

@@ -86,6 +86,22 @@ put_stub(struct output *o)
 	return err;
 }
 
+/* To move a process through it there must be somebody at the other end. */
+static int
+check_stream(const struct output *o, const struct ckpt_options *opt)
+{
+	struct stat st;
+
+	if (isatty(o->fd))
+		return fail(EINVAL, "%s: an image does not go to a terminal: redirect stdout, or give -o FILE",
+		    o->name);
+	if (opt->after == AFTER_MOVE && fstat(o->fd, &st) == 0 && !S_ISFIFO(st.st_mode) &&
+	    !S_ISSOCK(st.st_mode))
+		return fail(EINVAL, "%s: neither a file nor a pipe to a restart: -c leaves the process running, "
+		    "-k ends it all the same", o->name);
+	return 0;
+}
+
 static int
 open_file(struct output *o, const struct ckpt_options *opt)
 {
@@ -98,10 +114,8 @@ open_file(struct output *o, const struct ckpt_options *opt)
 		o->fd = open(opt->output, O_WRONLY | O_CLOEXEC);
 		if (o->fd < 0)
 			return fail_errno("%s", opt->output);
-		if (isatty(o->fd))
-			return fail(EINVAL, "%s: an image does not go to a terminal", opt->output);
 		o->kind = OUTPUT_PIPE;
-		return 0;
+		return check_stream(o, opt);
 	}
 	copy = strdup(opt->output);
 	o->dir = copy != NULL ? strdup(dirname(copy)) : NULL;
@@ -195,8 +209,6 @@ output_open(struct output *o, const struct ckpt_options *opt)
 			err = put_stub(o);
 		return err;
 	}
-	if (isatty(STDOUT_FILENO))
-		return fail(EINVAL, "an image does not go to a terminal: redirect stdout, or give -o FILE");
 	if (fstat(STDOUT_FILENO, &st) < 0)
 		return fail_errno("stdout");
 	o->fd = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3);
@@ -204,8 +216,9 @@ output_open(struct output *o, const struct ckpt_options *opt)
 		return fail_errno("stdout");
 	/* A regular file is complete when it is synced; it has its name already. */
 	o->kind = S_ISREG(st.st_mode) ? OUTPUT_FILE : OUTPUT_PIPE;
-	if (o->kind == OUTPUT_FILE)
-		fchmod(o->fd, 0600);
+	if (o->kind == OUTPUT_PIPE)
+		return check_stream(o, opt);
+	fchmod(o->fd, 0600);
 	return 0;
 }
 

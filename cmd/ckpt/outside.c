@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -177,21 +176,27 @@ check_seccomp(struct ckpt *c)
 
 /* --- attributes */
 
+/* Not by prlimit(2), which needs CAP_SYS_RESOURCE for another user's process. */
 static int
 collect_rlimits(struct ckpt *c)
 {
 	struct task *t = &c->model.task;
+	struct proc_limit limits[16];
+	char *text;
+	int err = (int)read_file(c->target.proc, "limits", &text);
 
-	for (int i = 0; i < RLIM_NLIMITS; i++) {
-		struct rlimit64 r;
+	if (err >= 0) {
+		err = proc_limits_parse(limits, text);
+		free(text);
+	}
+	if (err < 0)
+		return fail(-err, "pid %d: limits: %s", c->target.pid, strerror(-err));
+	for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
 		struct rlimit_pair *pair = ARRAY_ADD(t->rlimits, t->nrlimits);
 
 		if (pair == NULL)
 			return -ENOMEM;
-		if (prlimit64(c->target.pid, i, NULL, &r) < 0)
-			return fail_errno("pid %d: limits", c->target.pid);
-		pair->soft = r.rlim_cur;
-		pair->hard = r.rlim_max;
+		*pair = (struct rlimit_pair){limits[i].soft, limits[i].hard};
 	}
 	return 0;
 }
@@ -434,8 +439,6 @@ collect_thread(struct ckpt *c, struct tracee *th)
 		err = collect_rseq(th, out);
 	if (err == 0)
 		err = collect_sched(th, &out->sched);
-	if (err == 0)
-		err = collect_pending(th, false, &out->pending);
 	if (err < 0)
 		return err;
 	copy_regs(c, th, out);
@@ -471,7 +474,15 @@ collect_outside(struct ckpt *c)
 		err = collect_links(c);
 	for (size_t i = 0; i < c->target.nthreads && err == 0; i++)
 		err = collect_thread(c, &c->target.threads[i]);
-	if (err == 0)
-		err = collect_pending(&c->target.threads[0], true, &c->model.task.pending);
+	return err;
+}
+
+int
+collect_signals(struct ckpt *c)
+{
+	int err = collect_pending(&c->target.threads[0], true, &c->model.task.pending);
+
+	for (size_t i = 0; i < c->target.nthreads && err == 0; i++)
+		err = collect_pending(&c->target.threads[i], false, &c->model.task.threads[i].pending);
 	return err;
 }

@@ -89,7 +89,11 @@ park(struct ckpt *c)
 		return fail(ENOTSUP, "pid %d: cannot be parked: its program has no way back from a "
 		    "signal that could be borrowed", t->pid);
 	for (size_t i = 0; i < t->nthreads && err == 0; i++)
-		err = tracee_borrow(&t->threads[i], t->gadget, t->restorer);
+		err = target_borrow(t, &t->threads[i]);
+	for (size_t i = 0; i < t->nthreads && err == 0; i++)
+		if (t->threads[i].frame_at == 0)
+			err = fail(ENOTSUP, "pid %d: thread %d cannot be parked: its stack has no room", t->pid,
+			    t->threads[i].tid);
 	if (err == 0)
 		err = map_page(c, &t->threads[0], at);
 	if (err < 0)
@@ -199,7 +203,7 @@ park_resume(pid_t pid)
 		stopped &= t.threads[i].stop_signal != 0;
 	}
 	if (err == 0 && page != 0) {
-		err = tracee_borrow(&t.threads[0], t.gadget, t.restorer);
+		err = target_borrow(&t, &t.threads[0]);
 		if (err == 0)
 			err = unmap_page(&t.threads[0], page);
 	}

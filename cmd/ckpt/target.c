@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <unistd.h>
 
@@ -15,39 +16,6 @@
 #include "fault.h"
 #include "io.h"
 #include "log.h"
-
-int
-target_open(struct target *t, pid_t pid)
-{
-	char *exe;
-	int err;
-
-	*t = (struct target){.pid = pid, .pidfd = -1, .proc = -1, .mem = -1};
-	t->pidfd = pidfd_open_(pid);
-	if (t->pidfd < 0)
-		return fail(ESRCH, "pid %d: no such process", pid);
-	t->proc = proc_open(pid);
-	err = t->proc < 0 ? t->proc : proc_read_status(t->proc, &t->status);
-	if (err == 0)
-		err = proc_read_stat(t->proc, &t->stat);
-	if (err < 0)
-		return fail(ESRCH, "pid %d: no such process", pid);
-	if (t->status.tgid != pid)
-		return fail(ESRCH, "pid %d: a thread of process %d, which is what can be moved", pid,
-		    t->status.tgid);
-	if (t->status.state == 'Z' || t->status.state == 'X')
-		return fail(ESRCH, "pid %d: has ended already, its parent has not asked for its status",
-		    pid);
-	if (t->status.tracer != 0)
-		return fail(EBUSY, "pid %d: is being traced by process %d (a debugger or another ckpt)",
-		    pid, t->status.tracer);
-	err = read_link(t->proc, "exe", &exe);
-	if (err == -ENOENT)
-		return fail(EPERM, "pid %d: a kernel thread", pid);
-	if (err == 0)
-		free(exe);
-	return 0;
-}
 
 static int
 not_permitted(const struct target *t)
@@ -70,6 +38,51 @@ not_permitted(const struct target *t)
 	    "capabilities (have CAP_SYS_PTRACE)", t->pid);
 }
 
+static int
+leader_ended(pid_t pid)
+{
+	return fail(ENOTSUP, "pid %d: its first thread has ended, the others run on; such a process cannot "
+	    "be moved", pid);
+}
+
+int
+target_open(struct target *t, pid_t pid)
+{
+	char *exe;
+	int err;
+
+	*t = (struct target){.pid = pid, .pidfd = -1, .proc = -1, .mem = -1};
+	t->pidfd = pidfd_open_(pid);
+	if (t->pidfd < 0)
+		return fail(ESRCH, "pid %d: no such process", pid);
+	t->proc = proc_open(pid);
+	err = t->proc < 0 ? t->proc : proc_read_status(t->proc, &t->status);
+	if (err == 0)
+		err = proc_read_stat(t->proc, &t->stat);
+	if (err < 0)
+		return fail(ESRCH, "pid %d: no such process", pid);
+	if (t->status.tgid != pid)
+		return fail(ESRCH, "pid %d: a thread of process %d, which is what can be moved", pid,
+		    t->status.tgid);
+	if (t->status.state == 'Z' && t->status.threads > 1)
+		return leader_ended(pid);
+	if (t->status.state == 'Z' || t->status.state == 'X')
+		return fail(ESRCH, "pid %d: has ended already, its parent has not asked for its status",
+		    pid);
+	if (t->status.tracer != 0)
+		return fail(EBUSY, "pid %d: is being traced by process %d (a debugger or another ckpt)",
+		    pid, t->status.tracer);
+	/* To be known before it is stopped: is it ours to end? */
+	if (pidfd_kill(t->pidfd, 0) == -EPERM)
+		return not_permitted(t);
+	err = read_link(t->proc, "exe", &exe);
+	if (err == -ENOENT)
+		return fail(EPERM, "pid %d: a kernel thread", pid);
+	if (err == 0)
+		free(exe);
+	return 0;
+}
+
 static struct tracee *
 find_thread(const struct target *t, int tid)
 {
@@ -77,6 +90,28 @@ find_thread(const struct target *t, int tid)
 		if (t->threads[i].tid == tid)
 			return &t->threads[i];
 	return NULL;
+}
+
+static char
+thread_state(const struct target *t, int tid)
+{
+	char path[64], *text;
+	struct proc_stat st = {.state = 'X'};
+
+	snprintf(path, sizeof(path), "task/%d/stat", tid);
+	if (read_file(t->proc, path, &text) > 0) {
+		proc_stat_parse(&st, text);
+		free(text);
+	}
+	return st.state;
+}
+
+static bool
+thread_is_ending(const struct target *t, int tid)
+{
+	char state = thread_state(t, tid);
+
+	return state == 'X' || state == 'Z' || state == 'x';
 }
 
 /* Seize the threads that are not yet. *fresh: how many were. */
@@ -99,16 +134,16 @@ seize_new(struct target *t, size_t *fresh)
 		err = th == NULL ? -ENOMEM
 				 : tracee_seize(th, t->pid, tids[i], PTRACE_O_TRACESYSGOOD);
 		if (err == 0) {
-			th->mem = t->mem;
 			++*fresh;
 			fault(FAULT_seized);
 			continue;
 		}
 		t->nthreads--;
-		if (err == -EPERM)
+		/* It has ended since; for one that is just ending the kernel says EPERM. */
+		if (err == -ESRCH || (err == -EPERM && thread_is_ending(t, tids[i])))
+			err = 0;
+		else if (err == -EPERM)
 			err = not_permitted(t);
-		else if (err == -ESRCH)
-			err = 0; /* it has ended since */
 	}
 	free(tids);
 	return err;
@@ -118,16 +153,8 @@ static int
 cannot_stop(const struct target *t, const struct tracee *th)
 {
 	char path[64], *where = NULL;
-	struct proc_stat st;
-	char *text;
-	char state = '?';
+	char state = thread_state(t, th->tid);
 
-	snprintf(path, sizeof(path), "task/%d/stat", th->tid);
-	if (read_file(t->proc, path, &text) > 0) {
-		if (proc_stat_parse(&st, text) == 0)
-			state = st.state;
-		free(text);
-	}
 	snprintf(path, sizeof(path), "task/%d/wchan", th->tid);
 	if (read_file(t->proc, path, &where) < 0)
 		where = NULL;
@@ -177,53 +204,39 @@ stop_all(struct target *t, int64_t deadline)
 static int
 leave_vdso(struct target *t, struct tracee *th, int64_t deadline)
 {
-	for (int tries = 0; tries < 1000; tries++) {
+	for (int tries = 0; tries < 100 && now_ms() < deadline; tries++) {
 		const struct proc_map *m = proc_maps_find(&t->maps, th->regs.rip);
 		int err;
 
 		if (m == NULL || strcmp(m->path, "[vdso]") != 0)
 			return 0;
-		err = tracee_nudge(th, deadline);
+		err = tracee_run_a_little(th, deadline);
 		if (err < 0)
 			return err;
 	}
 	return 0;
 }
 
+/* EINTR for our stop alone: the call begins again, unless a handler is due when it goes on. */
 static int
-read_signals(const struct target *t, const struct tracee *th, uint64_t *caught)
+undo_eintr(struct tracee *th)
 {
-	struct proc_status st;
-	char path[64];
-	char *text;
-	int err;
-
-	snprintf(path, sizeof(path), "task/%d/status", th->tid);
-	err = (int)read_file(t->proc, path, &text);
-	if (err < 0)
-		return err;
-	err = proc_status_parse(&st, text);
-	free(text);
-	*caught = err == 0 ? (st.sigpnd | st.shdpnd) & ~th->sigmask & st.sigcgt : 0;
-	proc_status_fini(&st);
-	return err;
-}
-
-/* A call that only our stop has interrupted begins again, unless a handler is due. */
-static int
-undo_eintr(const struct target *t, struct tracee *th)
-{
-	uint64_t due;
-	int err = 0;
-
 	if (arch_restart_kind(&th->regs, syscall_eintr_restarts) != RESTART_EINTR)
 		return 0;
-	err = read_signals(t, th, &due);
-	if (err == 0 && due == 0) {
-		arch_rewind(&th->regs);
-		err = tracee_set_regs(th->tid, &th->regs);
-	}
-	return err;
+	arch_set_restartable(&th->regs);
+	return tracee_set_regs(th->tid, &th->regs);
+}
+
+static int
+open_memory(struct target *t)
+{
+	t->mem = openat(t->proc, "mem", O_RDWR | O_CLOEXEC);
+	if (t->mem < 0)
+		return errno == EACCES || errno == EPERM ? not_permitted(t)
+							 : fail_errno("pid %d: memory", t->pid);
+	for (size_t i = 0; i < t->nthreads; i++)
+		t->threads[i].mem = t->mem;
+	return 0;
 }
 
 static int
@@ -239,23 +252,20 @@ leader_first(const void *a, const void *b)
 int
 target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
 {
-	char path[32];
 	int64_t deadline = now_ms() + timeout_ms;
 	int err;
 
-	snprintf(path, sizeof(path), "/proc/%d/mem", t->pid);
-	t->mem = open(path, O_RDWR | O_CLOEXEC);
-	if (t->mem < 0)
-		return errno == EACCES || errno == EPERM ? not_permitted(t) : fail_errno("%s", path);
 	t->frozen = true;
 	t->frozen_ms = now_ms();
 	err = stop_all(t, deadline);
+	/* Not before: it may have executed another program meanwhile. */
+	if (err == 0)
+		err = open_memory(t);
 	if (err < 0)
 		goto out;
 	qsort(t->threads, t->nthreads, sizeof(t->threads[0]), leader_first);
 	if (t->threads[0].tid != t->pid) {
-		err = fail(ENOTSUP, "pid %d: its first thread has ended, the others run on; such a "
-		    "process cannot be moved", t->pid);
+		err = leader_ended(t->pid);
 		goto out;
 	}
 	err = proc_read_maps(t->proc, true, &t->maps);
@@ -266,7 +276,7 @@ target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
 	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
 		err = leave_vdso(t, &t->threads[i], deadline);
 		if (err == 0 && !eintr)
-			err = undo_eintr(t, &t->threads[i]);
+			err = undo_eintr(&t->threads[i]);
 	}
 	/* A thread may have been born, or signals have come, while others were stopped. */
 	if (err == 0) {
@@ -287,9 +297,23 @@ out:
 	return err;
 }
 
+int
+target_borrow(const struct target *t, struct tracee *th)
+{
+	const struct proc_map *stack = proc_maps_find(&t->maps, th->regs.rsp - ARCH_RED_ZONE - 1);
+
+	return tracee_borrow(th, t->gadget, t->restorer,
+	    stack != NULL && (stack->prot & PROT_WRITE) ? stack->start : 0);
+}
+
 void
 target_thaw(struct target *t)
 {
+	/* Decided, and not yet dead: PTRACE_O_EXITKILL is what is left to end it. */
+	if (t->decided) {
+		t->frozen = false;
+		return;
+	}
 	/* Every thread gets back what is its own before the first one runs. */
 	for (size_t i = 0; i < t->nthreads; i++)
 		tracee_give_back(&t->threads[i]);

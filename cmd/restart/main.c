@@ -352,6 +352,7 @@ main(int argc, char **argv)
 	    .open = {.program = -1}, .report_fd = -1, .mem = -1};
 	int err;
 
+	io_keep_stdio();
 	log_init("restart", LOG_NORMAL);
 	get_options(argc, argv, &r.opt);
 	prepare();

@@ -8,6 +8,32 @@
 #include <time.h>
 #include <unistd.h>
 
+static bool (*give_up)(void);
+
+void
+io_set_interrupt(bool (*interrupted)(void))
+{
+	give_up = interrupted;
+}
+
+static bool
+goes_on(void)
+{
+	return errno == EINTR && (give_up == NULL || !give_up());
+}
+
+void
+io_keep_stdio(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 int
 write_full(int fd, const void *data, size_t len)
 {
@@ -16,7 +42,7 @@ write_full(int fd, const void *data, size_t len)
 	while (len > 0) {
 		ssize_t n = write(fd, p, len);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && goes_on())
 			continue;
 		if (n < 0)
 			return -errno;
@@ -34,7 +60,7 @@ read_full(int fd, void *data, size_t len)
 	while (got < len) {
 		ssize_t n = read(fd, (char *)data + got, len - got);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && goes_on())
 			continue;
 		if (n < 0)
 			return -errno;

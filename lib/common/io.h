@@ -8,6 +8,15 @@
 
 #include "base.h"
 
+/*
+ * What a signal interrupts goes on, unless this function (NULL for none) says that it shall
+ * not: then it is -EINTR. For the whole program.
+ */
+void io_set_interrupt(bool (*interrupted)(void));
+
+/* Make sure that fds 0, 1 and 2 exist: else the next files that are opened would be stdio. */
+void io_keep_stdio(void);
+
 /* Silent. Write all of it. Returns 0, or a negative errno. */
 int write_full(int fd, const void *data, size_t len);
 

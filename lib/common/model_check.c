@@ -213,7 +213,7 @@ check_task(const struct model *m, char why[128])
 			return bad(why, "task.itimers[%zu]: malformed", i);
 	for (size_t i = 0; i < t->ntimers; i++)
 		if (t->timers[i].id < 0 || t->timers[i].id > INT32_MAX || t->timers[i].value_ns < 0 ||
-		    t->timers[i].interval_ns < 0)
+		    t->timers[i].interval_ns < 0 || (i > 0 && t->timers[i].id <= t->timers[i - 1].id))
 			return bad(why, "task.timers[%zu]: malformed", i);
 	for (size_t i = 0; i < t->nprctls; i++)
 		if (t->prctls[i].name == NULL)

@@ -42,6 +42,7 @@ struct proc_status {
 	pid_t tgid, ppid, tracer;
 	pid_t nspid[PROC_NS_MAX], nspgid[PROC_NS_MAX], nssid[PROC_NS_MAX]; /* outermost first */
 	int levels;
+	int threads;
 	int64_t uid[4], gid[4];
 	int64_t *groups; /* owned */
 	size_t ngroups;
@@ -85,6 +86,15 @@ struct proc_fdinfo {
 	int nlocks; /* may exceed PROC_LOCKS_MAX, which keeps the first */
 };
 int proc_fdinfo_parse(struct proc_fdinfo *info, const char *text);
+
+/*
+ * limits, by the numbers of setrlimit(2); UINT64_MAX is unlimited:
+ * `Max open files            1024                 524288               files`
+ */
+struct proc_limit {
+	uint64_t soft, hard;
+};
+int proc_limits_parse(struct proc_limit limits[16], const char *text);
 
 /* A line of timers: ID: 1 / signal: 14/00005651.. / notify: signal/pid.2634 / ClockID: 0 */
 struct proc_timer {

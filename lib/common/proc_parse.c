@@ -174,6 +174,7 @@ proc_status_parse(struct proc_status *st, const char *text)
 	st->state = *state;
 	st->tgid = (pid_t)number_of(text, "Tgid", 10);
 	st->ppid = (pid_t)number_of(text, "PPid", 10);
+	st->threads = (int)number_of(text, "Threads", 10);
 	st->tracer = (pid_t)number_of(text, "TracerPid", 10);
 	st->levels = pids_of(text, "NSpid", st->nspid);
 	pids_of(text, "NSpgid", st->nspgid);
@@ -297,6 +298,39 @@ proc_timers_parse(struct proc_timer **timers, size_t *n, const char *text)
 		}
 		p = strstr(p + 1, "\nID:");
 		p += p != NULL;
+	}
+	return 0;
+}
+
+static uint64_t
+limit_value(const char *text, char **end)
+{
+	text += strspn(text, " ");
+	if (strncmp(text, "unlimited", 9) == 0) {
+		*end = (char *)(uintptr_t)text + 9;
+		return UINT64_MAX;
+	}
+	return strtoull(text, end, 10);
+}
+
+int
+proc_limits_parse(struct proc_limit limits[16], const char *text)
+{
+	/* In the order of the numbers. */
+	static const char *const names[16] = {"Max cpu time", "Max file size", "Max data size",
+	    "Max stack size", "Max core file size", "Max resident set", "Max processes",
+	    "Max open files", "Max locked memory", "Max address space", "Max file locks",
+	    "Max pending signals", "Max msgqueue size", "Max nice priority",
+	    "Max realtime priority", "Max realtime timeout"};
+
+	for (int i = 0; i < 16; i++) {
+		const char *line = strstr(text, names[i]);
+		char *end;
+
+		if (line == NULL)
+			return -EBADMSG;
+		limits[i].soft = limit_value(line + strlen(names[i]), &end);
+		limits[i].hard = limit_value(end, &end);
 	}
 	return 0;
 }

@@ -103,6 +103,19 @@ tracee_wait_interrupt(struct tracee *t, int64_t deadline_ms)
 }
 
 int
+tracee_run_a_little(struct tracee *t, int64_t deadline_ms)
+{
+	struct timespec little = {0, 50000};
+
+	if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
+		return fail_errno("pid %d: ptrace", t->tid);
+	nanosleep(&little, NULL);
+	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
+		return fail_errno("pid %d: ptrace", t->tid);
+	return tracee_wait_interrupt(t, deadline_ms);
+}
+
+int
 tracee_nudge(struct tracee *t, int64_t deadline_ms)
 {
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0 ||
@@ -116,10 +129,11 @@ tracee_reap(struct tracee *threads, size_t n)
 {
 	for (size_t i = n; i-- > 0;) {
 		int status;
+		pid_t got;
 
-		while (threads[i].seized && waitpid(threads[i].tid, &status, __WALL) == threads[i].tid &&
-		    WIFSTOPPED(status))
-			;
+		do
+			got = threads[i].seized ? waitpid(threads[i].tid, &status, __WALL) : 0;
+		while ((got == threads[i].tid && WIFSTOPPED(status)) || (got < 0 && errno == EINTR));
 		threads[i].dead = true;
 		threads[i].seized = false;
 	}

@@ -51,14 +51,18 @@ int tracee_seize(struct tracee *t, pid_t pid, pid_t tid, unsigned long options);
  */
 int tracee_wait_interrupt(struct tracee *t, int64_t deadline_ms);
 
-/* Let it run from its interrupt-stop and stop it again: it may move out of a place. */
+/* Let it run for some 50 us and stop it again: it moves out of a place where it stays shortly. */
+int tracee_run_a_little(struct tracee *t, int64_t deadline_ms);
+
+/* From any stop to an interrupt-stop without running: the kernel looks at signals and restarts. */
 int tracee_nudge(struct tracee *t, int64_t deadline_ms);
 
 /*
  * Prepare for calls: gadget as found by tracee_find_gadgets(), restorer 0 for a thread that
- * shall have no frame. Returns 0, or a negative errno, logged; the thread is then as it was.
+ * shall have no frame, floor where the memory that its stack pointer points into begins (a
+ * stack without room for the frame has none). Returns 0, -ENOTSUP without room at all, or a negative errno, logged; the thread is then as it was.
  */
-int tracee_borrow(struct tracee *t, taddr gadget, taddr restorer);
+int tracee_borrow(struct tracee *t, taddr gadget, taddr restorer, taddr floor);
 
 /* Execute one call. *result as the kernel gives it. Returns 0, or a negative errno, logged. */
 int tracee_call(struct tracee *t, const struct arch_call *call, int64_t *result);

@@ -110,7 +110,7 @@ tracee_call_at(struct tracee *t, const struct arch_regs *regs, taddr ip,
 
 /* Frame and scratch memory below the stack; what was there is kept. */
 static int
-put_frame(struct tracee *t, taddr restorer)
+put_frame(struct tracee *t, taddr restorer, taddr floor)
 {
 	taddr below = t->regs.rsp - ARCH_RED_ZONE;
 	unsigned char *frame = NULL;
@@ -123,8 +123,17 @@ put_frame(struct tracee *t, taddr restorer)
 		    &frame, &t->frame_at);
 		if (n == 0)
 			return -ENOMEM;
-		below = t->frame_at;
+		if (t->frame_at >= floor + TRACEE_SCRATCH + 64) {
+			below = t->frame_at;
+		} else { /* a stack that small: do without, and the window stays open */
+			free(frame);
+			frame = NULL;
+			n = 0;
+			t->frame_at = 0;
+		}
 	}
+	if (floor == 0 || below < floor + TRACEE_SCRATCH + 64)
+		return -ENOTSUP;
 	t->scratch = (below - TRACEE_SCRATCH) & ~63ULL;
 	t->saved_len = (size_t)(t->regs.rsp - ARCH_RED_ZONE - t->scratch);
 	t->saved = malloc(t->saved_len);
@@ -136,7 +145,7 @@ put_frame(struct tracee *t, taddr restorer)
 }
 
 int
-tracee_borrow(struct tracee *t, taddr gadget, taddr restorer)
+tracee_borrow(struct tracee *t, taddr gadget, taddr restorer, taddr floor)
 {
 	struct arch_regs regs = t->regs;
 	struct arch_call nothing = {.nr = -1};
@@ -146,7 +155,7 @@ tracee_borrow(struct tracee *t, taddr gadget, taddr restorer)
 		return fail(ENOTSUP, "pid %d: its program has no system call instruction to borrow",
 		    t->tid);
 	t->gadget = gadget;
-	err = put_frame(t, restorer);
+	err = put_frame(t, restorer, floor);
 	if (err < 0) {
 		err = fail(-err, "pid %d: no room below its stack: %s", t->tid, strerror(-err));
 		goto fail;
@@ -227,6 +236,9 @@ tracee_give_back(struct tracee *t)
 	if (err == 0)
 		err = tracee_nudge(t, now_ms() + CALL_TIMEOUT_MS);
 	t->stop_signal = stop_signal;
+	if (t->stop_again)
+		syscall(SYS_tgkill, t->pid, t->tid, SIGSTOP);
+	t->stop_again = false;
 	if (t->saved != NULL && err == 0)
 		err = mem_write(t->mem, t->scratch, t->saved, t->saved_len);
 	free(t->saved);
@@ -238,10 +250,14 @@ void
 tracee_detach(struct tracee *t)
 {
 	if (t->seized && !t->dead) {
+		int status, sig = 0;
+
 		tracee_give_back(t);
-		if (t->stop_again)
-			syscall(SYS_tgkill, t->pid, t->tid, SIGSTOP);
-		ptrace(PTRACE_DETACH, t->tid, NULL, NULL);
+		/* Never waited for: it may be about to take a signal, which it shall. */
+		if (t->xstate == NULL && waitpid(t->tid, &status, __WALL | WNOHANG) == t->tid &&
+		    WIFSTOPPED(status) && status >> 16 == 0)
+			sig = WSTOPSIG(status);
+		ptrace(PTRACE_DETACH, t->tid, NULL, (long)sig);
 	}
 	t->seized = false;
 	free(t->xstate);

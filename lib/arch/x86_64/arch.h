@@ -63,6 +63,12 @@ enum arch_restart {
  */
 enum arch_restart arch_restart_kind(const struct arch_regs *regs, bool (*eintr_restarts)(long nr));
 
+/*
+ * A call that has returned EINTR for a stop alone: let the kernel decide, as it does for other calls,
+ * when the thread goes on: it begins again if no handler runs first, and else is EINTR.
+ */
+void arch_set_restartable(struct arch_regs *regs);
+
 /* Let regs begin the interrupted call again, or (eintr) return EINTR from it. */
 void arch_rewind(struct arch_regs *regs);
 void arch_set_eintr(struct arch_regs *regs);

@@ -1,6 +1,7 @@
 /*
  * Registers, interrupted calls, and the signal frame of x86-64.
  */
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +68,12 @@ arch_rewind(struct arch_regs *regs)
 }
 
 void
+arch_set_restartable(struct arch_regs *regs)
+{
+	regs->rax = (uint64_t)-K_ERESTARTNOHAND;
+}
+
+void
 arch_set_eintr(struct arch_regs *regs)
 {
 	regs->rax = (uint64_t)-EINTR;
@@ -103,13 +110,42 @@ arch_xstate_xcr0(const unsigned char *xstate, size_t n)
 	return v;
 }
 
+#define XFEATURE_TILEDATA (1ULL << 18)
+
+/* Bytes of an XSAVE area of these components in the standard format. */
+static size_t
+xsave_bytes(uint64_t features, size_t max)
+{
+	size_t size = XSAVE_MIN;
+
+	for (unsigned i = 2; i < 63; i++) {
+		unsigned a, b, c, d;
+
+		if (features >> i & 1 && __get_cpuid_count(0xd, i, &a, &b, &c, &d))
+			size = max_u64(size, (uint64_t)a + b);
+	}
+	return min_u64(size, max);
+}
+
+/*
+ * What a frame holds: a process that has not asked for AMX has no room for its tiles, and
+ * sigreturn takes a frame with them for one without any extended state.
+ */
+static uint64_t
+frame_features(const unsigned char *xstate, size_t n)
+{
+	uint64_t in_use;
+
+	memcpy(&in_use, xstate + XSAVE_HEADER, sizeof(in_use));
+	return arch_xstate_xcr0(xstate, n) & ~(in_use & XFEATURE_TILEDATA ? 0 : XFEATURE_TILEDATA);
+}
+
 /* xstate as a signal frame wants it, n + 4 bytes into out. */
 static void
-put_xstate(unsigned char *out, const unsigned char *xstate, size_t n)
+put_xstate(unsigned char *out, const unsigned char *xstate, size_t n, uint64_t xcr0)
 {
 	uint32_t magic1 = FP_MAGIC1, magic2 = FP_MAGIC2;
 	uint32_t extended = (uint32_t)(n + 4), size = (uint32_t)n;
-	uint64_t xcr0 = arch_xstate_xcr0(xstate, n);
 
 	memcpy(out, xstate, n);
 	memset(out + XSAVE_SW_BYTES, 0, 48);
@@ -147,13 +183,15 @@ size_t
 arch_sigframe(const struct arch_regs *regs, uint64_t sigmask, const unsigned char *xstate,
     size_t n, taddr restorer, taddr below, unsigned char **frame, taddr *frame_at)
 {
-	uint64_t w[FRAME_WORDS] = {0};
+	uint64_t w[FRAME_WORDS] = {0}, features;
 	taddr fp_at, at;
 	size_t size;
 	unsigned char *p;
 
 	if (n < XSAVE_MIN || below < n + 4096)
 		return 0;
+	features = frame_features(xstate, n);
+	n = xsave_bytes(features, n);
 	fp_at = (below - n - 4) & ~63ULL;
 	/* As the kernel lays it out: rsp is 8 below a multiple of 16 when a handler starts. */
 	at = ((fp_at - sizeof(w)) & ~15ULL) - 8;
@@ -169,7 +207,7 @@ arch_sigframe(const struct arch_regs *regs, uint64_t sigmask, const unsigned cha
 	w[W_FPSTATE] = fp_at;
 	w[W_SIGMASK] = sigmask;
 	memcpy(p, w, sizeof(w));
-	put_xstate(p + (fp_at - at), xstate, n);
+	put_xstate(p + (fp_at - at), xstate, n, features);
 	*frame = p;
 	*frame_at = at;
 	return size;

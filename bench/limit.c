@@ -1,0 +1,141 @@
+/*
+ * limit: what this machine itself needs to copy memory, as the measure for ckpt and restart.
+ *
+ *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
+ *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
+ *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
+ *   save and load print seconds.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PIECE = 1 << 20 };
+
+static double
+now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void
+die(const char *what)
+{
+	fprintf(stderr, "limit: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static uint64_t
+next(uint64_t *s)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	*s ^= *s << 17;
+	return *s;
+}
+
+static int
+hold(size_t mib, const char *kind)
+{
+	size_t len = mib << 20;
+	uint64_t seed = 88172645463325252ULL;
+	uint64_t *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap");
+	madvise(p, len, MADV_NOHUGEPAGE); /* 4 KiB pages: the harder case, and the same each time */
+	for (size_t i = 0; i < len / 8; i++)
+		p[i] = strcmp(kind, "random") == 0 ? next(&seed)
+		    : strcmp(kind, "zero") == 0    ? 0
+		    : i % 3 == 0		   ? next(&seed)
+						   : 0x2020202020202020ULL;
+	puts("ready");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+
+static int
+save(int pid, const char *file)
+{
+	char path[64], line[512];
+	unsigned long long start, end, best = 0, best_len = 0;
+	char *buf = malloc(PIECE);
+	double begun;
+	FILE *maps;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	maps = fopen(path, "r");
+	while (maps != NULL && fgets(line, sizeof(line), maps) != NULL)
+		if (sscanf(line, "%llx-%llx rw", &start, &end) == 2 && end - start > best_len) {
+			best = start;
+			best_len = end - start;
+		}
+	if (maps == NULL || buf == NULL)
+		die(path);
+	fclose(maps);
+	unlink(file);
+	begun = now();
+	fd = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	for (unsigned long long at = 0; at < best_len; at += PIECE) {
+		struct iovec local = {buf, PIECE}, remote = {(void *)(uintptr_t)(best + at), PIECE};
+
+		if (process_vm_readv(pid, &local, 1, &remote, 1, 0) != PIECE)
+			die("process_vm_readv");
+		if (write(fd, buf, PIECE) != PIECE)
+			die(file);
+	}
+	close(fd);
+	printf("%.4f\n", now() - begun);
+	return 0;
+}
+
+static int
+load(const char *file)
+{
+	int fd = open(file, O_RDONLY);
+	struct stat st;
+	double begun = now();
+	char *p;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		die(file);
+	p = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		die("mmap");
+	madvise(p, (size_t)st.st_size, MADV_NOHUGEPAGE);
+	for (off_t at = 0; at < st.st_size;) {
+		ssize_t n = read(fd, p + at, PIECE);
+
+		if (n <= 0)
+			die(file);
+		at += n;
+	}
+	printf("%.4f\n", now() - begun);
+	return 0;
+}
+
+int
+main(int argc, char **argv)
+{
+	if (argc == 4 && strcmp(argv[1], "hold") == 0)
+		return hold(strtoul(argv[2], NULL, 10), argv[3]);
+	if (argc == 4 && strcmp(argv[1], "save") == 0)
+		return save(atoi(argv[2]), argv[3]);
+	if (argc == 3 && strcmp(argv[1], "load") == 0)
+		return load(argv[2]);
+	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE\n", stderr);
+	return 2;
+}

@@ -1,0 +1,80 @@
+# Shared by all bats files. BIN holds the programs; each test has a directory of its own, and
+# whatever it starts is in the file `pids` there and is ended with the test.
+# shellcheck shell=bash
+
+BIN=${PMS_BIN:?run the tests with make check}
+PATH=$BIN:$PATH
+bats_require_minimum_version 1.5.0
+
+setup() {
+	T=$(mktemp -d "${TMPDIR:-/tmp}/pms-test.XXXXXX")
+	cd "$T" || return 1
+	: >pids
+}
+
+teardown() {
+	local p
+	while read -r p; do
+		kill -KILL "$p" 2>/dev/null || :
+	done <pids
+	cd /
+	rm -rf "$T"
+}
+
+# A program in a session of its own, its output in file `out`; sets PID.
+start() {
+	: >>out
+	PID=$(spawn out "$@")
+	echo "$PID" >>pids
+}
+
+# The victim with these makers, ready and checked once; sets PID.
+start_victim() {
+	start "${VICTIM:-victim}" "$@"
+	await out ready 20
+	CHECKS=0
+	check_victim "$PID"
+}
+
+# It is what it was.
+check_victim() {
+	CHECKS=$((CHECKS + 1))
+	kill -USR2 "$1"
+	await out " $CHECKS" 60 # "ok N" or "differs N"
+	if ! grep -q "^ok $CHECKS\$" out; then
+		cat out
+		return 1
+	fi
+}
+
+# Detached restart of its arguments; sets NEW.
+restart_as_new() {
+	NEW=$(restart -d "$@")
+	echo "$NEW" >>pids
+}
+
+# PID has ended (or is a zombie that nobody has asked for).
+gone() {
+	local state
+	state=$(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$1/status" 2>/dev/null) || :
+	[ -z "$state" ] || [ "$state" = Z ] || [ "$state" = X ]
+}
+
+# As found: not traced, not stopped, no child, the same mappings and files as in `before`.
+snapshot() {
+	cat "/proc/$1/maps"
+	for f in /proc/"$1"/fd/*; do readlink "$f"; done
+	grep -E '^(SigPnd|ShdPnd|SigBlk|SigIgn|SigCgt|TracerPid|Threads|Uid|Groups|Cap)' "/proc/$1/status"
+	cat "/proc/$1/task/$1/children" 2>/dev/null
+}
+
+as_found() {
+	snapshot "$1" | diff before -
+}
+
+skip_without_pagemap_scan() { :; }
+
+# What is left of ckpt and restart that this test started.
+none_left() {
+	! pgrep -u "$(id -u)" -f "$T" >/dev/null
+}
