@@ -67,18 +67,18 @@ static void
 set_ids(const struct restart *r)
 {
 	const struct creds *c = &r->model.task.creds;
-	gid_t groups[1024];
-	size_t n = min_u64(c->ngroups, ARRAY_LEN(groups));
+	gid_t *groups = calloc(c->ngroups + 1, sizeof(*groups));
 
 	if (!r->own_userns && geteuid() == 0) {
-		for (size_t i = 0; i < n; i++)
+		for (size_t i = 0; groups != NULL && i < c->ngroups; i++)
 			groups[i] = (gid_t)c->groups[i];
 		prctl(PR_SET_KEEPCAPS, 1);
-		if (setgroups(n, groups) < 0 ||
+		if (groups == NULL || setgroups(c->ngroups, groups) < 0 ||
 		    setresgid((gid_t)c->gid[0], (gid_t)c->gid[1], (gid_t)c->gid[2]) < 0 ||
 		    setresuid((uid_t)c->uid[0], (uid_t)c->uid[1], (uid_t)c->uid[2]) < 0)
 			child_failed("user and group IDs");
 	}
+	free(groups);
 	keep_capability();
 }
 
@@ -124,6 +124,17 @@ reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* As fd_move_up(), or the end of the child. -1 stays. */
+static void
+move_up(int *fd, int min)
+{
+	if (*fd < 0)
+		return;
+	*fd = fd_move_up(*fd, min);
+	if (*fd < 0)
+		child_failed("open files (ulimit -n)");
+}
+
 /* Numbers above every fd of the image, for those that only restart needs. */
 int
 build_fd_base(const struct task *t)
@@ -144,19 +155,14 @@ place_fds(struct restart *r, int program)
 
 	/* Out of the way first: everything to above where anything is going to be. */
 	high = base + n + 8;
-	error_pipe = fd_move_up(error_pipe, high);
-	program = fd_move_up(program, high);
+	move_up(&error_pipe, high);
+	move_up(&program, high);
 	for (size_t i = 0; i < o->nfiles; i++)
-		if (r->open.mapped[i] >= 0)
-			r->open.mapped[i] = fd_move_up(r->open.mapped[i], high);
+		move_up(&r->open.mapped[i], high);
 	for (size_t i = 0; i < o->nshms; i++)
-		if (r->open.shms[i] >= 0)
-			r->open.shms[i] = fd_move_up(r->open.shms[i], high);
+		move_up(&r->open.shms[i], high);
 	for (size_t i = 0; i < o->nofds; i++)
-		if (r->open.ofds[i] >= 0)
-			r->open.ofds[i] = fd_move_up(r->open.ofds[i], high);
-	if (error_pipe < 0 || program < 0)
-		_exit(127);
+		move_up(&r->open.ofds[i], high);
 	syscall(SYS_close_range, 0, (unsigned)high - 1, 0);
 	for (size_t i = 0; i < t->nfds; i++)
 		if (dup2(r->open.ofds[t->fds[i].ofd], (int)t->fds[i].fd) < 0)
@@ -175,16 +181,11 @@ place_fds(struct restart *r, int program)
 static void
 child(struct restart *r, int go)
 {
-	struct rlimit limit;
 	char byte;
 
 	log_hush(1);
 	if (read(go, &byte, 1) != 1)
 		_exit(127);
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-		limit.rlim_cur = limit.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
 	set_surroundings(r);
 	set_ids(r);
 	reset_signals();
@@ -311,11 +312,29 @@ look_at_stub(struct restart *r)
 	return 0;
 }
 
+/* Room for all that the child holds at once, at numbers of its own. */
+static int
+check_numbers(const struct restart *r)
+{
+	const struct objects *o = &r->model.objects;
+	uint64_t need = (uint64_t)build_fd_base(&r->model.task) + 2 * (o->nfiles + o->nshms) + o->nofds + 32;
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && need > limit.rlim_max)
+		return fail(ENFILE, "the program has a file open at number %d, and with its mapped files %" PRIu64
+		    " numbers are needed here; the limit is %" PRIu64 " (ulimit -Hn)",
+		    build_fd_base(&r->model.task) - 1, need, (uint64_t)limit.rlim_max);
+	return 0;
+}
+
 int
 build(struct restart *r)
 {
-	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err;
+	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err = check_numbers(r);
 	pid_t pid;
+
+	if (err < 0)
+		return err;
 
 	if (pipe2(go, O_CLOEXEC) < 0 || pipe2(errors, O_CLOEXEC) < 0)
 		return fail_errno("pipe");

@@ -17,78 +17,68 @@
 #include "log.h"
 #include "restart.h"
 
-/* Does some writable shared mapping need the file open for writing? */
-static bool
-needs_writing(const struct task *t, size_t file)
+/* What the mappings want of each file, in one pass over them. */
+enum { USE_MAPPED = 1, USE_WRITING = 2, USE_PRIVATE = 4 };
+
+static unsigned char *
+file_uses(const struct restart *r)
 {
-	for (size_t i = 0; i < t->nvmas; i++) {
+	const struct task *t = &r->model.task;
+	unsigned char *uses = calloc(r->model.objects.nfiles + 1, 1);
+
+	for (size_t i = 0; uses != NULL && i < t->nvmas; i++) {
 		const struct vma *v = &t->vmas[i];
 
-		if (v->kind == VMA_FILE && (size_t)v->ref == file && v->shared &&
+		if (v->kind != VMA_FILE)
+			continue;
+		uses[v->ref] |= USE_MAPPED | (v->shared ? 0 : USE_PRIVATE);
+		if (v->shared &&
 		    ((v->prot & PROT_WRITE) || (v->flags != NULL && strstr(v->flags, "mw") != NULL)))
-			return true;
+			uses[v->ref] |= USE_WRITING;
 	}
-	return false;
+	if (uses != NULL)
+		uses[t->exe] |= USE_MAPPED | USE_PRIVATE;
+	return uses;
 }
 
-static bool
-is_mapped(const struct task *t, size_t file)
+static int
+not_here(const char *path, int err)
 {
-	if ((size_t)t->exe == file)
-		return true;
-	for (size_t i = 0; i < t->nvmas; i++)
-		if (t->vmas[i].kind == VMA_FILE && (size_t)t->vmas[i].ref == file)
-			return true;
-	return false;
-}
-
-static bool
-shared_only(const struct task *t, size_t file)
-{
-	for (size_t i = 0; i < t->nvmas; i++)
-		if (t->vmas[i].kind == VMA_FILE && (size_t)t->vmas[i].ref == file && !t->vmas[i].shared)
-			return false;
-	return (size_t)t->exe != file;
+	if (err == -EACCES)
+		return fail(EACCES, "%s: not readable here", path);
+	return fail(err == -ENOENT || err == -ENOTDIR ? ENOENT : ESTALE, "%s: the program needs it, and it is "
+	    "%s here (ckpt -e puts it into the image, --map OLD=NEW tells where it is)", path,
+	    err == -ENOENT || err == -ENOTDIR ? "not" : "another one");
 }
 
 /* The file at its path, if it is the same; else what the image has of it. */
 static int
-open_mapped(struct restart *r, size_t i)
+open_mapped(struct restart *r, size_t i, unsigned uses)
 {
 	const struct file_ref *ref = &r->model.objects.files[i];
 	char *path = path_mapped(r->opt.maps, r->opt.nmaps, ref->path);
-	bool writing = needs_writing(&r->model.task, i);
-	int content = r->open.contents[i];
-	int fd, same = FILE_DIFFERENT;
+	bool writing = (uses & USE_WRITING) != 0;
+	int content = r->open.contents[i], fd, same;
 
 	if (path == NULL)
 		return -ENOMEM;
-	fd = ref->gone && content >= 0 ? -1 : open(path, (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY);
+	fd = ref->gone ? -ENOENT : open_plain(path, (writing ? O_RDWR : O_RDONLY) | O_NOCTTY);
 	if (fd >= 0) {
 		/* What several programs write to together changes: its path is what it is. */
-		same = shared_only(&r->model.task, i) && writing ? FILE_SAME
-								   : fileid_compare_mapped(ref, fd);
-		if (same != FILE_SAME)
-			close_fd(&fd);
+		same = writing && !(uses & USE_PRIVATE) ? FILE_SAME : fileid_compare_mapped(ref, fd);
+		if (same != FILE_SAME) {
+			close(fd);
+			fd = same < 0 ? same : -ESTALE;
+		}
 	}
 	if (fd < 0 && content >= 0) {
 		fd = fcntl(content, F_DUPFD_CLOEXEC, 3);
 		if (!ref->gone)
 			debug(LOG_VERBOSE, "%s: taken from the image", ref->path);
-	} else if (fd < 0 && same < 0) {
-		fd = fail(-same, "%s: cannot be compared: %s", path, strerror(-same));
-	} else if (fd < 0 && errno != ENOENT && errno != ENOTDIR && access(path, F_OK) == 0 &&
-	    access(path, R_OK) != 0) {
-		fd = fail(EACCES, "%s: not readable here", path);
 	} else if (fd < 0) {
-		fd = fail(access(path, F_OK) == 0 ? ESTALE : ENOENT,
-		    "%s: the program needs it, and it is %s here (ckpt -e puts it into the image, --map "
-		    "OLD=NEW tells where it is)", path, access(path, F_OK) == 0 ? "another one" : "not");
+		fd = not_here(path, fd);
 	}
-	if (fd < 0)
-		free(path);
-	else
-		free(path);
+	free(path);
 	r->open.mapped[i] = fd;
 	return fd < 0 ? fd : 0;
 }
@@ -146,7 +136,9 @@ open_program(struct restart *r)
 	if (r->open.program < 0)
 		return fail_errno("%s", path);
 	/* From the image, or not executable for us: it may lack its interpreter, too. */
-	if (fstat(fd, &st) == 0 && (st.st_nlink == 0 || faccessat(fd, "", X_OK, AT_EMPTY_PATH | AT_EACCESS) < 0)) {
+	/* A set-uid program must not give back what its process has dropped. */
+	if (fstat(fd, &st) == 0 && ((st.st_mode & (S_ISUID | S_ISGID)) != 0 || st.st_nlink == 0 ||
+		faccessat(fd, "", X_OK, AT_EMPTY_PATH | AT_EACCESS) < 0)) {
 		int copy = copy_without_interpreter(fd, slash != NULL ? slash + 1 : path);
 
 		if (copy < 0)
@@ -159,13 +151,37 @@ open_program(struct restart *r)
 
 /* --- open files */
 
-static int
-lowest_fd(const struct task *t, size_t ofd)
+/* The lowest number of each open file description, -1 where it has none. */
+static int *
+lowest_fds(const struct restart *r)
 {
-	for (size_t i = 0; i < t->nfds; i++)
-		if ((size_t)t->fds[i].ofd == ofd)
-			return (int)t->fds[i].fd;
-	return -1;
+	const struct task *t = &r->model.task;
+	int *lowest = malloc((r->model.objects.nofds + 1) * sizeof(*lowest));
+
+	for (size_t i = 0; lowest != NULL && i < r->model.objects.nofds; i++)
+		lowest[i] = -1;
+	for (size_t i = t->nfds; lowest != NULL && i-- > 0;)
+		lowest[t->fds[i].ofd] = (int)t->fds[i].fd;
+	return lowest;
+}
+
+static void
+remember_created(void *ctx, const char *path)
+{
+	struct restart *r = ctx;
+	char **p = ARRAY_ADD(r->created, r->ncreated);
+
+	if (p != NULL)
+		*p = strdup(path);
+}
+
+void
+files_undo(struct restart *r)
+{
+	for (size_t i = 0; i < r->ncreated; i++)
+		if (r->created[i] != NULL)
+			unlink(r->created[i]);
+	r->ncreated = 0;
 }
 
 static int
@@ -175,17 +191,18 @@ open_ofds(struct restart *r)
 	struct kind_load l = {.objects = o, .contents = r->open.contents, .maps = r->opt.maps,
 	    .nmaps = r->opt.nmaps, .inherits = r->opt.inherits, .ninherits = r->opt.ninherits,
 	    .stdin_taken = r->source.is_stdin, .stdout_taken = r->source.is_channel,
-	    .check = r->opt.check};
+	    .check = r->opt.check, .created = remember_created, .ctx = r};
+	int *lowest = lowest_fds(r), err = lowest == NULL ? -ENOMEM : 0;
 
-	for (size_t i = 0; i < o->nofds; i++) {
-		l.lowest = lowest_fd(&r->model.task, i);
+	for (size_t i = 0; i < o->nofds && err == 0; i++) {
+		l.lowest = lowest[i];
 		if (l.lowest < 0)
 			continue;
 		r->open.ofds[i] = kinds[o->ofds[i].kind]->load(&l, &o->ofds[i]);
-		if (r->open.ofds[i] < 0)
-			return r->open.ofds[i];
+		err = r->open.ofds[i] < 0 ? r->open.ofds[i] : 0;
 	}
-	return 0;
+	free(lowest);
+	return err;
 }
 
 /* Shared anonymous memory that is mapped in several pieces needs a file to be one object. */
@@ -193,24 +210,23 @@ static int
 open_shms(struct restart *r)
 {
 	const struct task *t = &r->model.task;
+	size_t n = r->model.objects.nshms;
+	unsigned char *pieces = calloc(n + 1, 1);
+	int err = pieces == NULL ? -ENOMEM : 0;
 
-	for (size_t i = 0; i < r->model.objects.nshms; i++) {
-		size_t n = 0;
-		bool whole = false;
-
-		for (size_t j = 0; j < t->nvmas; j++)
-			if (t->vmas[j].kind == VMA_SHM && (size_t)t->vmas[j].ref == i) {
-				n++;
-				whole = t->vmas[j].offset == 0;
-			}
-		if (n == 0 || (n == 1 && whole))
+	for (size_t i = 0; err == 0 && i < t->nvmas; i++)
+		if (t->vmas[i].kind == VMA_SHM && pieces[t->vmas[i].ref] < 2)
+			pieces[t->vmas[i].ref] += t->vmas[i].offset == 0 ? 1 : 2;
+	for (size_t i = 0; err == 0 && i < n; i++) {
+		if (pieces[i] < 2)
 			continue;
 		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC);
 		if (r->open.shms[i] < 0 ||
 		    ftruncate(r->open.shms[i], (off_t)page_up(r->model.objects.shms[i].size)) < 0)
-			return fail_errno("shared memory");
+			err = fail_errno("shared memory");
 	}
-	return 0;
+	free(pieces);
+	return err;
 }
 
 /* Root opens files with the rights of the process, not with its own. */
@@ -231,12 +247,14 @@ int
 files_open(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
-	int err = 0;
+	unsigned char *uses = file_uses(r);
+	int err = uses == NULL ? -ENOMEM : 0;
 
 	assume_ids(r, true);
 	for (size_t i = 0; i < o->nfiles && err == 0; i++)
-		if (is_mapped(&r->model.task, i))
-			err = open_mapped(r, i);
+		if (uses[i] & USE_MAPPED)
+			err = open_mapped(r, i, uses[i]);
+	free(uses);
 	if (err == 0)
 		err = open_program(r);
 	if (err == 0)

@@ -23,8 +23,16 @@ static int
 check_runs(const struct restart *r, const struct page_run *runs, size_t n)
 {
 	const struct task *t = &r->model.task;
-	size_t v = 0;
+	size_t v = 0, hi = t->nvmas;
 
+	while (v < hi) { /* the first that ends behind the first page */
+		size_t mid = v + (hi - v) / 2;
+
+		if (t->vmas[mid].end <= runs[0].addr)
+			v = mid + 1;
+		else
+			hi = mid;
+	}
 	for (size_t i = 0; i < n; i++) {
 		taddr at = runs[i].addr, end = at + runs[i].npages * PAGE_BYTES;
 

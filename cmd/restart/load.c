@@ -145,6 +145,8 @@ get_record(struct restart *r, const struct record *rec, void *st)
 		return err;
 	err = record_from_text(rec, st, text, len, why);
 	free(text);
+	if (err == -ENOMEM)
+		return fail(ENOMEM, "%s: out of memory", r->source.name);
 	return err < 0 ? fail(-err, "%s: bad image: %s", r->source.name, why) : 0;
 }
 
@@ -188,12 +190,39 @@ get_header(struct restart *r)
 	return 0;
 }
 
+/* Zeroes become holes: they take no memory, however many there are. */
 static int
 take_content(void *ctx, const void *data, size_t len)
 {
-	int err = write_full(*(int *)ctx, data, len);
+	static const char zeroes[4096];
+	int err = 0, fd = *(int *)ctx;
+	const char *p = data;
 
+	for (size_t n; err == 0 && len > 0; p += n, len -= n) {
+		n = min_u64(len, sizeof(zeroes));
+		if (memcmp(p, zeroes, n) != 0)
+			err = write_full(fd, p, n);
+		else if (lseek(fd, (off_t)n, SEEK_CUR) < 0)
+			err = -errno;
+	}
 	return err < 0 ? fail(-err, "embedded file: %s", strerror(-err)) : 0;
+}
+
+/* What embedded files may take in memory. */
+static uint64_t
+memory_available(void)
+{
+	char *text;
+	const char *p;
+	unsigned long long kib = 0;
+
+	if (read_file(AT_FDCWD, "/proc/meminfo", &text) < 0)
+		return UINT64_MAX;
+	p = strstr(text, "MemAvailable:");
+	if (p == NULL || sscanf(p, "MemAvailable: %llu", &kib) != 1)
+		kib = UINT64_MAX >> 10;
+	free(text);
+	return kib << 10;
 }
 
 /* Embedded files wait in memory, each in a memfd of its name. */
@@ -203,6 +232,7 @@ get_file(struct restart *r)
 	const struct objects *o = &r->model.objects;
 	size_t i = 0;
 	const char *slash, *name;
+	char short_name[201];
 	int err;
 
 	while (i < o->nfiles &&
@@ -212,8 +242,12 @@ get_file(struct restart *r)
 		return fail(EBADMSG, "%s: bad image: %s belongs to nothing", r->source.name, r->member);
 	slash = strrchr(o->files[i].path, '/');
 	name = strncmp(o->files[i].path, "/memfd:", 7) == 0 ? o->files[i].path + 7 : slash + 1;
-	r->open.contents[i] = memfd_create(name, MFD_CLOEXEC);
-	if (r->open.contents[i] < 0)
+	if (r->member_size > memory_available())
+		return fail(ENOMEM, "no memory for %s, which is in the image with %" PRIu64 " MB",
+		    o->files[i].path, r->member_size >> 20);
+	snprintf(short_name, sizeof(short_name), "%.200s", name);
+	r->open.contents[i] = memfd_create(short_name, MFD_CLOEXEC);
+	if (r->open.contents[i] < 0 || ftruncate(r->open.contents[i], (off_t)r->member_size) < 0)
 		return fail_errno("memory for %s", o->files[i].path);
 	err = image_get_content(r->reader, take_content, &r->open.contents[i]);
 	fchmod(r->open.contents[i], 0500);

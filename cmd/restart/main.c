@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -254,6 +255,7 @@ exit_status(int err)
 static void
 prepare(void)
 {
+	struct rlimit limit;
 	const char *bad;
 	sigset_t chld;
 
@@ -261,6 +263,11 @@ prepare(void)
 	sigaddset(&chld, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &chld, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	/* Mapped and open files are all open here at once; the program gets its own limit back. */
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
 	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
 		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
 		exit(EX_USAGE);
@@ -329,6 +336,7 @@ run_restart(struct restart *r)
 	}
 	if (err < 0) {
 		build_undo(r);
+		files_undo(r);
 		if (r->source.is_channel)
 			channel_fail(&r->source.channel, log_last());
 		return exit_status(err);

@@ -69,6 +69,8 @@ struct restart {
 	struct opened open;
 	char member[IMAGE_NAME_MAX]; /* the first that load() did not take */
 	uint64_t member_size;
+	char **created; /* files that were made here, to be removed on failure */
+	size_t ncreated;
 	enum pid_mode mode;
 	bool own_userns, privileged;
 	int report_fd; /* in namespaces: to the process outside, or -1 */
@@ -90,6 +92,8 @@ int load_host_check(struct restart *r);
 
 int files_open(struct restart *r);
 void files_close(struct restart *r);
+/* Remove what was created here. */
+void files_undo(struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);

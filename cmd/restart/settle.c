@@ -236,7 +236,7 @@ make_timers(struct restart *r)
 		script_fini(&s);
 	}
 	for (size_t i = 0; i < t->ntimers; i++) {
-		if (!ask && t->timers[i].id - next > TIMER_IDS_MAX)
+		if (!ask && t->timers[i].id > TIMER_IDS_MAX)
 			return fail(ENOTSUP, "timer number %" PRId64 " cannot be had on this kernel (6.15 can)",
 			    t->timers[i].id);
 		for (; !ask && next < t->timers[i].id; next++) {

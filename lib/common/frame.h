@@ -25,7 +25,7 @@ struct frame {
 	const unsigned char *packed;
 	size_t packed_len;
 	int err;
-	unsigned char store[FRAME_HEAD + FRAME_RAW_MAX + 16];
+	_Alignas(16) unsigned char store[FRAME_HEAD + FRAME_RAW_MAX + 16];
 	unsigned char other[FRAME_PACKED_MAX];
 };
 

@@ -12,7 +12,7 @@
 
 #define IMAGE_VERSION 1
 #define IMAGE_NAME_MAX 64
-#define IMAGE_TEXT_MAX (256u << 20) /* longest JSON member that a reader accepts */
+#define IMAGE_TEXT_MAX (64u << 20) /* longest JSON member that a reader accepts */
 
 /* --- Writing ----------------------------------------------------------------------- */
 

@@ -3,8 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -149,6 +152,32 @@ read_link(int dirfd, const char *path, char **target)
 		free(p);
 		cap *= 2;
 	}
+}
+
+int
+open_plain(const char *path, int flags)
+{
+	enum { PROC_MAGIC = 0x9fa0, SYSFS_MAGIC_ = 0x62656572 };
+	char by_fd[32];
+	struct stat st;
+	struct statfs fs;
+	int fd, at = open(path, O_PATH | O_CLOEXEC | (flags & O_NOFOLLOW));
+
+	if (at < 0)
+		return -errno;
+	if (fstat(at, &st) < 0 || (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) ||
+	    fstatfs(at, &fs) < 0 || fs.f_type == PROC_MAGIC || fs.f_type == SYSFS_MAGIC_) {
+		close(at);
+		return -EMEDIUMTYPE;
+	}
+	if (flags & O_PATH)
+		return at;
+	snprintf(by_fd, sizeof(by_fd), "/proc/self/fd/%d", at);
+	fd = open(by_fd, (flags & ~O_NOFOLLOW) | O_CLOEXEC);
+	if (fd < 0)
+		fd = -errno;
+	close(at);
+	return fd;
 }
 
 void

@@ -35,6 +35,13 @@ int write_file(int dirfd, const char *path, const char *text);
 /* Silent. readlinkat(2) into a string that the caller frees. Returns 0, or a negative errno. */
 int read_link(int dirfd, const char *path, char **target);
 
+/*
+ * open(2) for a regular file or directory and nothing else: no FIFO blocks, no device is
+ * touched, no file of a kernel's own file system is read. Silent. An fd, -EMEDIUMTYPE for what it is not,
+ * or a negative errno.
+ */
+int open_plain(const char *path, int flags);
+
 /* close(2) for an fd variable; leaves -1 in it. */
 void close_fd(int *fd);
 

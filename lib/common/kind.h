@@ -46,6 +46,8 @@ struct kind_load {
 	bool stdin_taken;    /* restart reads the image from its stdin, */
 	bool stdout_taken;   /* and its stdout is a channel: not for the program */
 	bool check;          /* leave nothing behind */
+	void (*created)(void *ctx, const char *path); /* told of files that were made, or NULL */
+	void *ctx;
 };
 
 struct kind {

@@ -9,6 +9,8 @@
 #include "kind.h"
 #include "log.h"
 
+#define KEPT_FLAGS (O_ACCMODE | O_APPEND | O_NONBLOCK | O_PATH)
+
 /* Documentation/admin-guide/devices.txt, major 1. */
 static const struct {
 	unsigned minor;
@@ -36,7 +38,7 @@ static int
 save(struct kind_save *s, struct ofd *ofd)
 {
 	ofd->rdev = s->st.st_rdev;
-	ofd->flags &= O_ACCMODE | O_APPEND | O_NONBLOCK | O_PATH;
+	ofd->flags &= KEPT_FLAGS;
 	ofd->path = strdup(device_path(s->st.st_rdev));
 	return ofd->path == NULL ? -ENOMEM : 0;
 }
@@ -45,7 +47,7 @@ static int
 load(const struct kind_load *l, const struct ofd *ofd)
 {
 	const char *path = device_path(ofd->rdev);
-	int fd = path == NULL ? -1 : open(path, (int)ofd->flags | O_CLOEXEC | O_NOCTTY);
+	int fd = path == NULL ? -1 : open(path, ((int)ofd->flags & KEPT_FLAGS) | O_CLOEXEC | O_NOCTTY);
 
 	if (path == NULL)
 		return fail(EBADMSG, "fd %d: a device that no image has", l->lowest);

@@ -111,14 +111,12 @@ difference(const struct file_ref *ref, const struct ofd *ofd, int fd)
 
 /* The file was embedded and is not here: put it where the program expects it. */
 static int
-create_from_image(const struct file_ref *ref, const char *path, int content, bool check)
+create_from_image(const struct file_ref *ref, const char *path, int content)
 {
 	char *data;
 	ssize_t n = 0;
 	int fd;
 
-	if (check)
-		return 0;
 	fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, (mode_t)ref->mode & 0777);
 	if (fd < 0)
 		return fail_errno("create %s", path);
@@ -137,45 +135,52 @@ create_from_image(const struct file_ref *ref, const char *path, int content, boo
 	return (int)n;
 }
 
+/* Opened as it was; where it is not here, from the image. An fd, or a negative errno, logged. */
+static int
+open_again(const struct kind_load *l, const struct ofd *ofd, const char *path)
+{
+	const struct file_ref *ref = &l->objects->files[ofd->ref];
+	int flags = (int)(ofd->flags & KEPT_FLAGS) | O_NOCTTY, content = l->contents[ofd->ref];
+	int err, fd = open_plain(path, flags);
+
+	if (fd == -EPERM && (flags & O_NOATIME))
+		fd = open_plain(path, flags & ~O_NOATIME);
+	if (fd == -ENOENT && content >= 0) {
+		if (l->check)
+			return fcntl(content, F_DUPFD_CLOEXEC, 3);
+		err = create_from_image(ref, path, content);
+		if (err < 0)
+			return err;
+		if (l->created != NULL)
+			l->created(l->ctx, path);
+		fd = open_plain(path, flags);
+	}
+	return fd < 0 ? fail(-fd, "fd %d: %s: %s (--map OLD=NEW tells where it is here)", l->lowest, path,
+	    fd == -EMEDIUMTYPE ? "not a file" : strerror(-fd)) : fd;
+}
+
 static int
 load_file(const struct kind_load *l, const struct ofd *ofd)
 {
 	const struct file_ref *ref = &l->objects->files[ofd->ref];
-	char *path = path_mapped(l->maps, l->nmaps, ref->path);
-	int flags = (int)(ofd->flags & KEPT_FLAGS) | O_CLOEXEC | O_NOCTTY;
+	int fd = inherited(l, l->lowest);
 	const char *what;
-	int fd;
+	char *path;
 
-	if (path == NULL)
-		return -ENOMEM;
-	fd = inherited(l, l->lowest);
 	if (fd >= 0) {
-		free(path);
 		fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 		return fd < 0 ? fail_errno("--inherit %d", l->lowest) : fd;
 	}
-	fd = open(path, flags);
-	if (fd < 0 && errno == EPERM && (flags & O_NOATIME))
-		fd = open(path, flags & ~O_NOATIME);
-	if (fd < 0 && errno == ENOENT && l->contents[ofd->ref] >= 0) {
-		int err = create_from_image(ref, path, l->contents[ofd->ref], l->check);
-
-		if (err == 0)
-			fd = open(l->check ? "/dev/null" : path, flags);
-		else
-			errno = -err;
-		if (l->check) {
-			free(path);
-			return fd;
-		}
-	}
-	if (fd < 0) {
-		fd = fail_errno("fd %d: %s (--map OLD=NEW tells where it is here)", l->lowest, path);
-	} else if ((what = difference(ref, ofd, fd)) != NULL) {
+	path = path_mapped(l->maps, l->nmaps, ref->path);
+	if (path == NULL)
+		return -ENOMEM;
+	fd = open_again(l, ofd, path);
+	if (fd >= 0 && (what = difference(ref, ofd, fd)) != NULL) {
 		close(fd);
 		fd = fail(ESTALE, "fd %d: %s: it %s (--map OLD=NEW tells where the right one is)",
 		    l->lowest, path, what);
-	} else if (!(ofd->flags & O_PATH) && ofd->pos > 0 && lseek(fd, ofd->pos, SEEK_SET) < 0) {
+	} else if (fd >= 0 && !(ofd->flags & O_PATH) && ofd->pos > 0 &&
+	    lseek(fd, ofd->pos, SEEK_SET) < 0) {
 		int err = fail_errno("fd %d: %s: seek", l->lowest, path);
 
 		close(fd);

@@ -78,38 +78,82 @@ wait_done(struct tracee *t)
 	}
 }
 
+/* Part of a script: calls, and the window of the data that they use. */
+struct batch {
+	size_t first, n;
+	uint64_t data, data_end;
+};
+
 static void
-fill_entries(const struct loop *loop, const struct tracee *t, const struct script *s, size_t first,
-    size_t n, struct arch_script_entry *e)
+fill_entries(const struct loop *loop, const struct tracee *t, const struct script *s,
+    const struct batch *b, struct arch_script_entry *e)
 {
-	for (size_t i = 0; i < n; i++) {
-		const struct script_call *c = &s->calls[first + i];
+	for (size_t i = 0; i < b->n; i++) {
+		const struct script_call *c = &s->calls[b->first + i];
 
 		e[i] = (struct arch_script_entry){.nr = (uint64_t)c->call.nr,
 		    .result = SCRIPT_NOT_RUN, .may_fail = c->may_fail};
 		for (unsigned a = 0; a < 6; a++)
 			e[i].arg[a] = c->call.arg[a] +
-			    (c->data_args & 1u << a ? loop->at + DATA_AT : 0);
+			    (c->data_args & 1u << a ? loop->at + DATA_AT - b->data : 0);
 	}
-	e[n] = (struct arch_script_entry){.nr = SYS_tgkill,
+	e[b->n] = (struct arch_script_entry){.nr = SYS_tgkill,
 	    .arg = {(uint64_t)t->pid, (uint64_t)t->tid, SIGSTOP}};
 }
 
-static int
-run_some(struct loop *loop, struct tracee *t, struct script *s, size_t first, size_t n)
+/* Lowest offset of the data of a call, or `none`. */
+static uint64_t
+first_data(const struct script_call *c, uint64_t none)
 {
-	struct arch_script_entry *e = calloc(n + 1, sizeof(*e));
-	taddr entries = loop->at + ENTRIES_AT;
+	for (unsigned a = 0; a < 6; a++)
+		if (c->data_args & 1u << a)
+			none = min_u64(none, c->call.arg[a]);
+	return none;
+}
+
+/*
+ * The next calls whose data fits. Data is put in the order of the calls, so what a call uses
+ * lies between its own lowest offset and that of the next one that has any.
+ */
+static bool
+next_batch(const struct script *s, struct batch *b)
+{
+	size_t i = b->first + b->n;
+
+	b->data = b->data_end;
+	b->first = i;
+	b->n = 0;
+	while (i < s->ncalls && b->n < ENTRIES_MAX) {
+		uint64_t end = s->data.len;
+
+		for (size_t k = i + 1; k < s->ncalls && end == s->data.len; k++)
+			end = first_data(&s->calls[k], end);
+		if (end - b->data > LOOP_DATA_MAX)
+			break;
+		b->data_end = max_u64(end, b->data);
+		b->n++;
+		i++;
+	}
+	return b->n > 0;
+}
+
+static int
+run_batch(struct loop *loop, struct tracee *t, struct script *s, const struct batch *b)
+{
+	struct arch_script_entry *e = calloc(b->n + 1, sizeof(*e));
+	taddr entries = loop->at + ENTRIES_AT, data = loop->at + DATA_AT;
 	struct arch_regs regs = t->regs;
 	int err;
 
 	if (e == NULL)
 		return -ENOMEM;
-	fill_entries(loop, t, s, first, n, e);
-	err = mem_write(loop->mem, entries, e, (n + 1) * sizeof(*e));
+	fill_entries(loop, t, s, b, e);
+	err = mem_write(loop->mem, entries, e, (b->n + 1) * sizeof(*e));
+	if (err == 0)
+		err = mem_write(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
 	if (err < 0)
 		fail(-err, "pid %d: script: %s", t->tid, strerror(-err));
-	arch_set_loop(&regs, loop->at, entries, entries + n * sizeof(*e), loop->at + 2 * PAGE_BYTES);
+	arch_set_loop(&regs, loop->at, entries, entries + b->n * sizeof(*e), loop->at + 2 * PAGE_BYTES);
 	if (err == 0)
 		err = tracee_set_regs(t->tid, &regs);
 	if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
@@ -117,42 +161,41 @@ run_some(struct loop *loop, struct tracee *t, struct script *s, size_t first, si
 	if (err == 0)
 		err = wait_done(t);
 	if (err == 0)
-		err = mem_read(loop->mem, entries, e, n * sizeof(*e));
-	for (size_t i = 0; err == 0 && i < n; i++)
-		s->calls[first + i].result = e[i].result;
+		err = mem_read(loop->mem, entries, e, b->n * sizeof(*e));
+	if (err == 0)
+		err = mem_read(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
+	for (size_t i = 0; err == 0 && i < b->n; i++)
+		s->calls[b->first + i].result = e[i].result;
 	free(e);
 	return err;
+}
+
+static int
+call_failed(const struct tracee *t, const struct script_call *c)
+{
+	int err = c->result == SCRIPT_NOT_RUN || c->result == -EINVAL ? EIO : (int)-c->result;
+
+	return fail(err, "pid %d: %s: %s(%#" PRIx64 ", %#" PRIx64 ", %#" PRIx64 "): %s", t->tid, c->what,
+	    syscall_name(c->call.nr), c->call.arg[0], c->call.arg[1], c->call.arg[2],
+	    c->result == SCRIPT_NOT_RUN ? "not run" : strerror((int)-c->result));
 }
 
 int
 loop_run(struct loop *loop, struct tracee *t, struct script *s)
 {
+	struct batch b = {0};
 	const struct script_call *bad;
-	int err = 0;
 
-	if (s->failed || s->data.len > LOOP_DATA_MAX)
-		return fail(ENOMEM, "pid %d: a script is too long", t->tid);
-	if (s->data.len > 0)
-		err = mem_write(loop->mem, loop->at + DATA_AT, s->data.data, s->data.len);
-	for (size_t i = 0, n; err == 0 && i < s->ncalls; i += n) {
-		n = min_u64(ENTRIES_MAX, s->ncalls - i);
-		err = run_some(loop, t, s, i, n);
-		if (err == 0 && s->calls[i + n - 1].result == SCRIPT_NOT_RUN)
+	if (s->failed)
+		return fail(ENOMEM, "pid %d: out of memory", t->tid);
+	while (next_batch(s, &b)) {
+		int err = run_batch(loop, t, s, &b);
+
+		if (err < 0)
+			return err;
+		if (s->calls[b.first + b.n - 1].result == SCRIPT_NOT_RUN)
 			break;
 	}
-	if (err == 0 && s->data.len > 0)
-		err = mem_read(loop->mem, loop->at + DATA_AT, s->data.data, s->data.len);
-	if (err < 0)
-		return err;
-	for (size_t i = 0; i < s->ncalls; i++) {
-		bad = &s->calls[i];
-		if (bad->result == SCRIPT_NOT_RUN ||
-		    (bad->result < 0 && bad->result >= -4095 && !bad->may_fail))
-			return fail(bad->result == SCRIPT_NOT_RUN ? EIO : (int)-bad->result,
-			    "pid %d: %s: %s(%#" PRIx64 ", %#" PRIx64 ", %#" PRIx64 "): %s", t->tid,
-			    bad->what, syscall_name(bad->call.nr), bad->call.arg[0], bad->call.arg[1],
-			    bad->call.arg[2],
-			    bad->result == SCRIPT_NOT_RUN ? "not run" : strerror((int)-bad->result));
-	}
-	return 0;
+	bad = script_first_error(s);
+	return bad == NULL ? 0 : call_failed(t, bad);
 }

@@ -1,6 +1,7 @@
 #include "model_check.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -80,9 +81,15 @@ check_vmas(const struct model *m, char why[128])
 	for (size_t i = 0; i < m->objects.nshms; i++)
 		if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
 			return bad(why, "objects.shms[%zu]: bad size", i);
-	for (size_t i = 0; i < m->task.nguards; i++)
-		if (!is_user_range(m->task.guards[i].start, m->task.guards[i].end))
-			return bad(why, "task.guards[%zu]: out of range", i);
+	for (size_t i = 0, v = 0; i < m->task.nguards; i++) {
+		const struct page_range *g = &m->task.guards[i];
+
+		while (v < m->task.nvmas && m->task.vmas[v].end <= g->start)
+			v++;
+		if (!is_user_range(g->start, g->end) || v == m->task.nvmas ||
+		    m->task.vmas[v].start > g->start || m->task.vmas[v].end < g->end)
+			return bad(why, "task.guards[%zu]: outside of every mapping", i);
+	}
 	return 0;
 }
 
@@ -94,8 +101,11 @@ check_vdso(const struct model *m, char why[128])
 
 	if (mm->auxv.n > 4096 || mm->auxv.n % 16 != 0)
 		return bad(why, "task.mm.auxv: bad length");
+	if (mm->start_brk > ARCH_USER_END || mm->brk > ARCH_USER_END || mm->brk < mm->start_brk ||
+	    mm->start_stack > ARCH_USER_END)
+		return bad(why, "task.mm: out of range");
 	if (mm->vdso == 0)
-		return 0;
+		return mm->vdso_size == 0 && mm->vvar == 0 ? 0 : bad(why, "task.mm.vdso: incomplete");
 	if (mm->vdso_size > 1 << 20 || mm->vdso > ARCH_USER_END || mm->vvar > mm->vdso ||
 	    mm->vdso - mm->vvar > 1 << 20 ||
 	    !is_user_range(mm->vvar, page_up(mm->vdso + mm->vdso_size)) ||
@@ -134,6 +144,22 @@ check_objects(const struct objects *o, char why[128])
 	return 0;
 }
 
+static bool
+has_fd(const struct task *t, int64_t fd)
+{
+	size_t lo = 0, hi = t->nfds;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (t->fds[mid].fd < fd)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < t->nfds && t->fds[lo].fd == fd;
+}
+
 static int
 check_fds(const struct model *m, char why[128])
 {
@@ -150,14 +176,34 @@ check_fds(const struct model *m, char why[128])
 	}
 	for (size_t i = 0; i < m->task.nlocks; i++) {
 		const struct file_lock *l = &m->task.locks[i];
-		bool known = false;
 
-		for (size_t j = 0; j < m->task.nfds && !known; j++)
-			known = m->task.fds[j].fd == l->fd;
-		if (!known || l->kind < LOCK_POSIX || l->kind > LOCK_OFD || l->start < 0 || l->end < -1)
+		if (!has_fd(&m->task, l->fd) || l->kind < LOCK_POSIX || l->kind > LOCK_OFD || l->start < 0 ||
+		    l->end == INT64_MAX || (l->end != -1 && l->end < l->start))
 			return bad(why, "task.locks[%zu]: malformed", i);
 	}
 	return 0;
+}
+
+static bool
+is_sig(int64_t sig)
+{
+	return sig >= 1 && sig <= 64;
+}
+
+/* Queued signals: never those that cannot be blocked. */
+static bool
+are_pending(const struct bytes *b)
+{
+	if (b->n % SIGINFO_BYTES != 0)
+		return false;
+	for (size_t i = 0; i < b->n; i += SIGINFO_BYTES) {
+		int32_t sig;
+
+		memcpy(&sig, b->p + i, sizeof(sig));
+		if (!is_sig(sig) || sig == SIGKILL || sig == SIGSTOP)
+			return false;
+	}
+	return true;
 }
 
 static int
@@ -168,12 +214,15 @@ check_threads(const struct task *t, char why[128])
 	for (size_t i = 0; i < t->nthreads; i++) {
 		const struct thread *th = &t->threads[i];
 
-		if (!is_pid(th->tid) || th->comm == NULL || th->pending.n % SIGINFO_BYTES != 0)
+		if (!is_pid(th->tid) || th->comm == NULL || strlen(th->comm) > 64 ||
+		    !are_pending(&th->pending))
 			return bad(why, "task.threads[%zu]: malformed", i);
 		if (i > 1 && th->tid <= t->threads[i - 1].tid)
 			return bad(why, "task.threads[%zu]: out of order", i);
 		if (i > 0 && th->tid == t->pid)
 			return bad(why, "task.threads[%zu]: twice", i);
+		if (th->rseq % 32 != 0 || th->rseq > ARCH_USER_END)
+			return bad(why, "task.threads[%zu].rseq: out of range", i);
 		if (th->xstate.n < 576 || th->xstate.n > 64 << 10)
 			return bad(why, "task.threads[%zu]: no extended state", i);
 		if (th->sched.affinity.n > 8192)
@@ -185,11 +234,6 @@ check_threads(const struct task *t, char why[128])
 	return 0;
 }
 
-static bool
-is_sig(int64_t sig)
-{
-	return sig >= 1 && sig <= 64;
-}
 
 static int
 check_task(const struct model *m, char why[128])
@@ -202,10 +246,10 @@ check_task(const struct model *m, char why[128])
 		return bad(why, "task.exe: refers to nothing");
 	if (t->stop_signal != 0 && !is_sig(t->stop_signal))
 		return bad(why, "task.stop_signal: not a signal");
-	if (t->nrlimits > 64 || t->pending.n % SIGINFO_BYTES != 0 || t->umask < 0 || t->umask > 0777)
+	if (t->nrlimits > 64 || !are_pending(&t->pending) || t->umask < 0 || t->umask > 0777)
 		return bad(why, "task: malformed");
 	for (size_t i = 0; i < t->nactions; i++)
-		if (!is_sig(t->actions[i].sig))
+		if (!is_sig(t->actions[i].sig) || t->actions[i].sig == SIGKILL || t->actions[i].sig == SIGSTOP)
 			return bad(why, "task.actions[%zu]: not a signal", i);
 	for (size_t i = 0; i < t->nitimers; i++)
 		if (t->itimers[i].which < 0 || t->itimers[i].which > 2 || t->itimers[i].value_us < 0 ||
@@ -222,14 +266,32 @@ check_task(const struct model *m, char why[128])
 		if (t->creds.uid[i] < 0 || t->creds.uid[i] > UINT32_MAX - 1 || t->creds.gid[i] < 0 ||
 		    t->creds.gid[i] > UINT32_MAX - 1)
 			return bad(why, "task.creds: not an ID");
+	for (size_t i = 0; i < t->creds.ngroups; i++)
+		if (t->creds.groups[i] < 0 || t->creds.groups[i] > UINT32_MAX - 1)
+			return bad(why, "task.creds.groups[%zu]: not an ID", i);
+	return 0;
+}
+
+static int
+check_counts(const struct model *m, char why[128])
+{
+	const struct task *t = &m->task;
+
+	if (m->objects.nfiles > MODEL_LIST_MAX || m->objects.nshms > MODEL_LIST_MAX ||
+	    m->objects.nofds > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX ||
+	    t->ntimers > MODEL_LIST_MAX || t->nthreads > MODEL_LIST_MAX ||
+	    t->nactions > MODEL_LIST_MAX || t->creds.ngroups > MODEL_LIST_MAX)
+		return bad(why, "more than %d of something", MODEL_LIST_MAX);
 	return 0;
 }
 
 int
 model_check(const struct model *m, char why[128])
 {
-	int err = check_objects(&m->objects, why);
+	int err = check_counts(m, why);
 
+	if (err == 0)
+		err = check_objects(&m->objects, why);
 	if (err == 0)
 		err = check_task(m, why);
 	if (err == 0)

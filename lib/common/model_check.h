@@ -15,6 +15,6 @@ int model_check(const struct model *m, char why[128]);
 const char *header_unknown_feature(const struct image_header *h);
 
 /* Limits of what a reader builds. */
-enum { MODEL_FD_MAX = 1 << 20, MODEL_PID_MAX = 1 << 22 };
+enum { MODEL_FD_MAX = 1 << 20, MODEL_PID_MAX = 1 << 22, MODEL_LIST_MAX = 1 << 16 };
 
 #endif

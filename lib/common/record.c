@@ -351,16 +351,30 @@ record_to_text(const struct record *rec, const void *st, size_t *len)
 	return text;
 }
 
+static size_t
+count_values(const char *text, size_t len)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < len; i++)
+		n += text[i] == ',' || text[i] == '[' || text[i] == '{';
+	return n;
+}
+
 int
 record_from_text(const struct record *rec, void *st, const char *text, size_t len, char why[128])
 {
 	json_error_t error;
-	json_t *json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
+	json_t *json = NULL;
 	int err;
 
+	/* A value takes many times the room in memory that it takes in the text. */
+	error.line = 0;
+	if (count_values(text, len) <= RECORD_VALUES_MAX)
+		json = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
 	if (json == NULL) {
 		memset(st, 0, rec->size);
-		snprintf(why, 128, "%s: line %d: not JSON", rec->name, error.line);
+		snprintf(why, 128, "%s: line %d: not JSON, or too much of it", rec->name, error.line);
 		return -EBADMSG;
 	}
 	err = record_get(rec, st, json, why);

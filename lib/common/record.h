@@ -46,6 +46,8 @@ struct record {
 /* Longest list, and largest FIELD_BYTES, that a reader accepts. */
 #define RECORD_LIST_MAX 1000000
 #define RECORD_BYTES_MAX (4 << 20)
+/* Most values that a text may hold. */
+#define RECORD_VALUES_MAX (16 << 20)
 
 /* Returns a new JSON object, or NULL where memory ran out. */
 json_t *record_put(const struct record *rec, const void *st);
