@@ -399,28 +399,18 @@ collect_rseq(struct tracee *th, struct thread *out)
 }
 
 static int
-collect_thread_names(const struct target *t, const struct tracee *th, struct thread *out)
+collect_name(const struct target *t, const struct tracee *th, struct thread *out)
 {
-	struct proc_status st;
-	char path[64], *text;
-	int err;
+	char path[64];
+	int len;
 
-	snprintf(path, sizeof(path), "task/%d/status", th->tid);
-	err = (int)read_file(t->proc, path, &text);
-	if (err >= 0) {
-		err = proc_status_parse(&st, text);
-		free(text);
-	}
-	if (err < 0)
-		return fail(-err, "pid %d: status: %s", th->tid, strerror(-err));
-	out->tid = st.nspid[st.levels - 1];
-	proc_status_fini(&st);
+	out->tid = th->inner_tid;
 	snprintf(path, sizeof(path), "task/%d/comm", th->tid);
-	err = (int)read_file(t->proc, path, &out->comm);
-	if (err < 0)
-		return fail(-err, "pid %d: comm: %s", th->tid, strerror(-err));
-	if (err > 0 && out->comm[err - 1] == '\n')
-		out->comm[err - 1] = '\0';
+	len = (int)read_file(t->proc, path, &out->comm);
+	if (len < 0)
+		return fail(-len, "pid %d: comm: %s", th->tid, strerror(-len));
+	if (len > 0 && out->comm[len - 1] == '\n')
+		out->comm[len - 1] = '\0';
 	return 0;
 }
 
@@ -434,7 +424,7 @@ collect_thread(struct ckpt *c, struct tracee *th)
 
 	if (out == NULL)
 		return -ENOMEM;
-	err = collect_thread_names(&c->target, th, out);
+	err = collect_name(&c->target, th, out);
 	if (err == 0)
 		err = collect_rseq(th, out);
 	if (err == 0)

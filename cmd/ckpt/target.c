@@ -239,6 +239,29 @@ open_memory(struct target *t)
 	return 0;
 }
 
+/* The numbers that the program itself knows its threads by. */
+static int
+read_inner_tids(struct target *t)
+{
+	for (size_t i = 0; i < t->nthreads; i++) {
+		struct proc_status st;
+		char path[64], *text;
+		int err;
+
+		snprintf(path, sizeof(path), "task/%d/status", t->threads[i].tid);
+		err = (int)read_file(t->proc, path, &text);
+		if (err < 0)
+			return fail(-err, "pid %d: thread %d: %s", t->pid, t->threads[i].tid, strerror(-err));
+		err = proc_status_parse(&st, text);
+		free(text);
+		if (err < 0)
+			return fail(-err, "pid %d: status is not understood", t->pid);
+		t->threads[i].inner_tid = st.nspid[st.levels - 1];
+		proc_status_fini(&st);
+	}
+	return 0;
+}
+
 static int
 leader_first(const void *a, const void *b)
 {
@@ -246,7 +269,7 @@ leader_first(const void *a, const void *b)
 
 	if ((x->tid == x->pid) != (y->tid == y->pid))
 		return x->tid == x->pid ? -1 : 1;
-	return x->tid < y->tid ? -1 : x->tid > y->tid;
+	return x->inner_tid < y->inner_tid ? -1 : x->inner_tid > y->inner_tid;
 }
 
 int
@@ -261,6 +284,8 @@ target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
 	/* Not before: it may have executed another program meanwhile. */
 	if (err == 0)
 		err = open_memory(t);
+	if (err == 0)
+		err = read_inner_tids(t);
 	if (err < 0)
 		goto out;
 	qsort(t->threads, t->nthreads, sizeof(t->threads[0]), leader_first);

@@ -19,6 +19,7 @@
 
 struct tracee {
 	pid_t pid, tid; /* as this process sees them */
+	pid_t inner_tid; /* as the program does; set by whoever wants it */
 	int mem;        /* fd of /proc/PID/mem; borrowed */
 	bool seized, borrowed, dead;
 	bool stop_again;      /* a SIGSTOP was swallowed while borrowed */

@@ -1,0 +1,128 @@
+#!/usr/bin/env bats
+# Command lines, exit statuses, --check.
+
+load common
+
+@test "usage errors are 64 and one line says what is wrong" {
+	for args in "" "-p" "-p x" "-p 1 -o a --to b" "-p 1 -x" "-p 1 -c -k" "-p 1 extra" "-z 77 -p 1" \
+		"--nonsense" "-p 1 --tail 4X" "-p 1 -S --to x" "-F nowhere -p 1"; do
+		# shellcheck disable=SC2086
+		run ckpt $args
+		[ "$status" = 64 ] || { echo "ckpt $args: $status"; return 1; }
+	done
+	for args in "a b" "--pid=never x" "--inherit 3 x" "--map a=b x" "--hold -1 x" "--nonsense"; do
+		# shellcheck disable=SC2086
+		run restart $args
+		[ "$status" = 64 ] || { echo "restart $args: $status"; return 1; }
+	done
+	PMS_WITHOUT=nothing run ckpt -p 1 -o x
+	[ "$status" = 64 ]
+}
+
+@test "no such process, a thread, a zombie, a kernel thread" {
+	run ckpt -p 4194303 -o image
+	[ "$status" = 66 ]
+	start_victim hundred
+	tid=$(find "/proc/$PID/task" -mindepth 1 -maxdepth 1 -printf '%f\n' | grep -vx "$PID" | head -n 1)
+	run ckpt -p "$tid" -o image
+	[ "$status" = 66 ]
+	[[ "$output" == *"$PID"* ]]
+	run ckpt -p 2 -o image
+	[ "$status" = 77 ]
+}
+
+@test "a traced process is left to its tracer" {
+	command -v strace >/dev/null || skip "no strace"
+	start_victim anon
+	strace -qq -o /dev/null -p "$PID" &
+	S=$!
+	until grep -q "TracerPid:.*[1-9]" "/proc/$PID/status"; do :; done
+	run ckpt -p "$PID" -o image
+	[ "$status" = 75 ]
+	kill "$S"
+	wait "$S" || :
+}
+
+@test "somebody else's process: 77 and what would help" {
+	[ "$(id -u)" != 0 ] || skip "root may"
+	run ckpt -p 1 -o image
+	[ "$status" = 77 ]
+	[ ! -e image ]
+}
+
+@test "--check lists obstacles and losses, writes nothing, harms nothing" {
+	start_victim epoll
+	snapshot "$PID" >before
+	run ckpt --check -p "$PID"
+	[ "$status" = 69 ]
+	[[ "$output" == obstacle:*eventpoll* ]]
+	ckpt --check --json -p "$PID" >report || [ $? = 69 ]
+	jq -e '.[0].severity == "obstacle" and .[0].status == 69' report
+	as_found "$PID"
+	check_victim "$PID"
+	: >out
+	start_victim anon handlers
+	run ckpt --check -p "$PID"
+	[ "$status" = 0 ]
+	[ -z "$output" ]
+	[ "$(ckpt --check --json -p "$PID")" = "[]" ]
+}
+
+@test "a program with a seccomp filter of its own is refused and lives" {
+	cat >filter.c <<'C'
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void)
+{
+	struct sock_filter f[] = {
+	    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigaction, 0, 1),
+	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+	struct sock_fprog p = {4, f};
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p);
+	puts("ready");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+C
+	gcc -o filter filter.c
+	start ./filter
+	await out ready 20
+	run ckpt -p "$PID" -o image
+	[ "$status" = 69 ]
+	[[ "$output" == *seccomp* ]]
+	run ckpt --check -p "$PID"
+	[ "$status" = 69 ]
+	! gone "$PID"
+}
+
+@test "stdin of restart on a terminal, stdout of ckpt on a terminal: refused" {
+	command -v script >/dev/null || skip "no script(1)"
+	start_victim anon
+	script -qec "ckpt -p $PID" /dev/null </dev/null >said 2>&1 || [ $? = 73 ]
+	grep -q terminal said
+	script -qec "restart -" /dev/null </dev/null >said 2>&1 || [ $? = 64 ]
+	grep -q terminal said
+	check_victim "$PID"
+}
+
+@test "ckpt with stdio closed writes nothing into the image" {
+	start_victim anon
+	ckpt -v -p "$PID" -o image <&- >&- 2>&-
+	gone "$PID"
+	restart --check image
+}
+
+@test "versions" {
+	ckpt -V | grep -q pms
+	restart -V | grep -q pms
+}
