@@ -52,18 +52,18 @@ target_open(struct target *t, pid_t pid)
 	int err;
 
 	*t = (struct target){.pid = pid, .pidfd = -1, .proc = -1, .mem = -1};
-	t->pidfd = pidfd_open_(pid);
-	if (t->pidfd < 0)
-		return fail(ESRCH, "pid %d: no such process", pid);
 	t->proc = proc_open(pid);
 	err = t->proc < 0 ? t->proc : proc_read_status(t->proc, &t->status);
-	if (err == 0)
-		err = proc_read_stat(t->proc, &t->stat);
 	if (err < 0)
 		return fail(ESRCH, "pid %d: no such process", pid);
 	if (t->status.tgid != pid)
 		return fail(ESRCH, "pid %d: a thread of process %d, which is what can be moved", pid,
 		    t->status.tgid);
+	/* What the directory still speaks of afterwards is what the pidfd holds. */
+	t->pidfd = pidfd_open_(pid);
+	err = t->pidfd < 0 ? t->pidfd : proc_read_stat(t->proc, &t->stat);
+	if (err < 0)
+		return fail(ESRCH, "pid %d: no such process", pid);
 	if (t->status.state == 'Z' && t->status.threads > 1)
 		return leader_ended(pid);
 	if (t->status.state == 'Z' || t->status.state == 'X')

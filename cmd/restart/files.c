@@ -194,6 +194,11 @@ open_ofds(struct restart *r)
 	    .check = r->opt.check, .created = remember_created, .ctx = r};
 	int *lowest = lowest_fds(r), err = lowest == NULL ? -ENOMEM : 0;
 
+	l.pipes = calloc(o->npipes + 1, sizeof(*l.pipes));
+	if (l.pipes == NULL)
+		err = -ENOMEM;
+	for (size_t i = 0; err == 0 && i < o->npipes; i++)
+		l.pipes[i][0] = l.pipes[i][1] = -1;
 	for (size_t i = 0; i < o->nofds && err == 0; i++) {
 		l.lowest = lowest[i];
 		if (l.lowest < 0)
@@ -201,6 +206,11 @@ open_ofds(struct restart *r)
 		r->open.ofds[i] = kinds[o->ofds[i].kind]->load(&l, &o->ofds[i]);
 		err = r->open.ofds[i] < 0 ? r->open.ofds[i] : 0;
 	}
+	for (size_t i = 0; l.pipes != NULL && i < o->npipes; i++) {
+		close_fd(&l.pipes[i][0]);
+		close_fd(&l.pipes[i][1]);
+	}
+	free(l.pipes);
 	free(lowest);
 	return err;
 }

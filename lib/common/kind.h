@@ -39,6 +39,7 @@ struct kind_load {
 	const struct objects *objects;
 	int lowest;          /* the lowest number under which the program knows it */
 	const int *contents; /* an fd for each file with a member, -1 for the others */
+	int (*pipes)[2];     /* both ends of each pipe, -1 until it is made; the caller closes them */
 	const struct path_map *maps;
 	size_t nmaps;
 	const struct inherit *inherits;
@@ -76,6 +77,9 @@ char *path_mapped(const struct path_map *maps, size_t n, const char *path);
 
 /* The fd that --inherit names for this image fd, or -1. */
 int inherited(const struct kind_load *l, int image_fd);
+
+/* Does the process hold the other end of this pipe itself? */
+bool pipe_is_inside(const struct kind_save *s);
 
 /* Our own stdin, stdout or stderr (or /dev/null) for an fd below 3, else an error. An fd. */
 int kind_external_stdio(const struct kind_load *l, const struct ofd *ofd);

@@ -38,8 +38,8 @@ has_outside_peer(const struct kind_save *s)
 }
 
 /* Does the process hold the other end of this pipe itself? */
-static bool
-other_end_inside(const struct kind_save *s)
+bool
+pipe_is_inside(const struct kind_save *s)
 {
 	int *fds;
 	size_t n;
@@ -66,7 +66,7 @@ static bool
 match(const struct kind_save *s)
 {
 	if (S_ISFIFO(s->st.st_mode))
-		return !other_end_inside(s);
+		return !pipe_is_inside(s);
 	return S_ISSOCK(s->st.st_mode) && has_outside_peer(s);
 }
 

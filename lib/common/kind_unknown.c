@@ -21,7 +21,7 @@ type_name(const struct kind_save *s)
 		return "a memfd";
 	switch (s->st.st_mode & S_IFMT) {
 	case S_IFIFO:
-		return "a pipe with both ends in the process";
+		return "a named pipe with both ends in the process";
 	case S_IFSOCK:
 		return "a socket that is not connected to another process";
 	case S_IFCHR:

@@ -74,7 +74,7 @@ struct shm_ref {
 /* An open file description; several fds may refer to one. */
 struct ofd {
 	int64_t kind;  /* a row of kind.def */
-	int64_t ref;   /* file, of a regular file or directory, else -1 */
+	int64_t ref;   /* file, a regular file, directory or pipe; else -1 */
 	uint64_t flags; /* O_* as fdinfo shows them, without O_CLOEXEC */
 	int64_t pos;
 	uint64_t rdev;
@@ -212,6 +212,13 @@ struct task {
 	size_t nthreads;
 };
 
+/* A pipe with both ends inside. */
+struct pipe_ref {
+	uint64_t id; /* its inode, where it was */
+	uint64_t size;
+	struct bytes data; /* in it, unread */
+};
+
 /* What tasks share. */
 struct objects {
 	struct file_ref *files;
@@ -220,6 +227,8 @@ struct objects {
 	size_t nshms;
 	struct ofd *ofds;
 	size_t nofds;
+	struct pipe_ref *pipes;
+	size_t npipes;
 };
 
 struct image_end {

@@ -138,9 +138,14 @@ check_objects(const struct objects *o, char why[128])
 			return bad(why, "objects.ofds[%zu]: unknown kind", i);
 		if (file ? d->ref < 0 || d->ref >= (int64_t)o->nfiles : d->path == NULL)
 			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
+		if (d->kind == KIND_pipe && (d->ref < 0 || d->ref >= (int64_t)o->npipes))
+			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
 		if (d->flags > UINT32_MAX || d->pos < 0)
 			return bad(why, "objects.ofds[%zu]: out of range", i);
 	}
+	for (size_t i = 0; i < o->npipes; i++)
+		if (o->pipes[i].size > INT32_MAX || o->pipes[i].data.n > o->pipes[i].size)
+			return bad(why, "objects.pipes[%zu]: holds more than it can", i);
 	return 0;
 }
 
@@ -278,7 +283,7 @@ check_counts(const struct model *m, char why[128])
 	const struct task *t = &m->task;
 
 	if (m->objects.nfiles > MODEL_LIST_MAX || m->objects.nshms > MODEL_LIST_MAX ||
-	    m->objects.nofds > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX ||
+	    m->objects.nofds > MODEL_LIST_MAX || m->objects.npipes > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX ||
 	    t->ntimers > MODEL_LIST_MAX || t->nthreads > MODEL_LIST_MAX ||
 	    t->nactions > MODEL_LIST_MAX || t->creds.ngroups > MODEL_LIST_MAX)
 		return bad(why, "more than %d of something", MODEL_LIST_MAX);

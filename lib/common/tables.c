@@ -59,9 +59,14 @@ static const struct field ofd_fields[] = {
 };
 static RECORD(ofd, ofd, ofd_fields);
 
+static const struct field pipe_fields[] = {
+    UINT(pipe_ref, id), UINT(pipe_ref, size), BYTES(pipe_ref, data),
+};
+static RECORD(pipe, pipe_ref, pipe_fields);
+
 static const struct field objects_fields[] = {
     LIST(objects, files, record_file), LIST(objects, shms, record_shm),
-    LIST(objects, ofds, record_ofd),
+    LIST(objects, ofds, record_ofd), LIST(objects, pipes, record_pipe),
 };
 RECORD(objects, objects, objects_fields);
 

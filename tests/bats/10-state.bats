@@ -36,6 +36,7 @@ roundtrip() {
 @test "files: shared offsets, append, high numbers, close-on-exec" { roundtrip offset; }
 @test "O_PATH, directories, working directory, umask" { roundtrip path; }
 @test "devices" { roundtrip devices; }
+@test "a pipe with both ends inside, and what is in it" { roundtrip pipe; }
 @test "file locks" { roundtrip locks; }
 @test "a hundred threads with mutexes and condition variables" { roundtrip hundred; }
 @test "threads in blocking calls see no EINTR" { roundtrip blocked; }

@@ -12,7 +12,7 @@ begin() {
 original_runs() {
 	as_found "$PID"
 	check_victim "$PID"
-	[ "$(pgrep -c -u "$(id -u)" -x victim)" = 1 ]
+	[ "$(victims)" = "$PID" ]
 }
 
 @test "-o FILE ends it when the image is complete, mode 0600" {
@@ -91,7 +91,7 @@ original_runs() {
 	ckpt -p "$PID" --to 'restart -d -' --status-fd 3 3>status
 	gone "$PID"
 	grep -q '^running ' status
-	NEW=$(pgrep -u "$(id -u)" -x victim)
+	NEW=$(one_victim)
 	echo "$NEW" >>pids
 	check_victim "$NEW"
 }
@@ -99,8 +99,8 @@ original_runs() {
 @test "-c --to starts a copy while it runs on" {
 	start_victim anon handlers
 	ckpt -c -p "$PID" --to 'restart -d -'
-	[ "$(pgrep -c -u "$(id -u)" -x victim)" = 2 ]
-	pgrep -u "$(id -u)" -x victim >>pids
+	[ "$(victims | wc -l)" = 2 ]
+	victims >>pids
 	check_victim "$PID"
 }
 

@@ -42,7 +42,7 @@ image() {
 	head -c $((size - 1)) image >cut
 	run restart cut
 	[ "$status" = 65 ]
-	! pgrep -u "$(id -u)" -x victim
+	[ -z "$(victims)" ]
 }
 
 @test "flipped at two hundred bits it never starts anything" {
@@ -58,7 +58,7 @@ image() {
 		run timeout 20 restart bad
 		[ "$status" = 65 ] || { echo "bit in byte $at of $size: $status: $output"; return 1; }
 	done
-	! pgrep -u "$(id -u)" -x victim
+	[ -z "$(victims)" ]
 }
 
 @test "what is no image is refused in one line" {
@@ -108,7 +108,8 @@ image() {
 	mv append.* elsewhere
 	run restart image
 	[ "$status" = 66 ]
-	restart_as_new --map "$T=$T/elsewhere" --chdir "$T" image
+	restart_as_new --map "$T/offset.$PID=$T/elsewhere/offset.$PID" \
+		--map "$T/append.$PID=$T/elsewhere/append.$PID" image
 	check_victim "$NEW"
 }
 

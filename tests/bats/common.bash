@@ -72,9 +72,17 @@ as_found() {
 	snapshot "$1" | diff before -
 }
 
-skip_without_pagemap_scan() { :; }
+# Victims of this test that run: PIDs, one a line.
+victims() {
+	local p
+	for p in $(pgrep -r R,S,D,T,t -x "${1:-victim}"); do
+		[ "$(readlink "/proc/$p/cwd")" = "$T" ] && echo "$p"
+	done
+	return 0
+}
 
-# What is left of ckpt and restart that this test started.
-none_left() {
-	! pgrep -u "$(id -u)" -f "$T" >/dev/null
+# Wait until exactly one runs, and print it.
+one_victim() {
+	until [ "$(victims "$@" | wc -l)" = 1 ]; do :; done
+	victims "$@"
 }

@@ -184,24 +184,46 @@ locks_check(void)
 	SAME(free_part.l_type, F_UNLCK);
 }
 
-/* --- pipe: both ends inside; refused by name in this version */
+/* --- pipe: both ends inside, half full, a size of its own, flags of each end */
+
+static int pipe_fds[2];
 
 static void
 pipe_make(void)
 {
-	int fds[2];
+	char text[3000];
 
-	if (pipe(fds) < 0)
+	if (pipe2(pipe_fds, O_CLOEXEC) < 0)
 		die("pipe");
+	fcntl(pipe_fds[1], F_SETPIPE_SZ, 131072);
+	fcntl(pipe_fds[0], F_SETFL, O_NONBLOCK);
+	memset(text, 'p', sizeof(text));
+	for (int i = 0; i < 30; i++)
+		if (write(pipe_fds[1], text, sizeof(text)) != sizeof(text))
+			die("write");
 }
 
 static void
-nothing(void)
+pipe_check(void)
 {
+	char text[3000];
+
+	SAME(fcntl(pipe_fds[0], F_GETPIPE_SZ), 131072);
+	SAME(fcntl(pipe_fds[0], F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDONLY | O_NONBLOCK);
+	SAME(fcntl(pipe_fds[1], F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_WRONLY);
+	for (int i = 0; i < 30; i++) {
+		memset(text, 0, sizeof(text));
+		SAME(read(pipe_fds[0], text, sizeof(text)), sizeof(text));
+		SAME(text[0] == 'p' && text[sizeof(text) - 1] == 'p', true);
+	}
+	SAME(read(pipe_fds[0], text, 1), -1);
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+	pipe_make();
 }
 
 const struct maker file_makers[] = {
     {"offset", offset_make, offset_check}, {"path", path_make, path_check},
     {"devices", devices_make, devices_check}, {"locks", locks_make, locks_check},
-    {"pipe", pipe_make, nothing}, {NULL, NULL, NULL},
+    {"pipe", pipe_make, pipe_check}, {NULL, NULL, NULL},
 };

@@ -1,0 +1,108 @@
+/*
+ * Pipes with both ends in the process: made again with what is in them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "kind.h"
+#include "log.h"
+
+static bool
+match(const struct kind_save *s)
+{
+	return S_ISFIFO(s->st.st_mode) && strncmp(s->link, "pipe:[", 6) == 0 && pipe_is_inside(s);
+}
+
+/* A copy of the content: tee(2) takes nothing out. fd: any end, of ours. */
+static int
+copy_content(int fd, struct pipe_ref *p)
+{
+	int copy[2], reader, left = 0, err = 0;
+	char path[32];
+	ssize_t n;
+
+	p->size = (uint64_t)fcntl(fd, F_GETPIPE_SZ);
+	if (ioctl(fd, FIONREAD, &left) < 0 || left == 0)
+		return 0;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	reader = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (reader < 0 || pipe2(copy, O_CLOEXEC) < 0) {
+		err = -errno;
+		close_fd(&reader);
+		return err;
+	}
+	p->data.p = malloc((size_t)left);
+	if (p->data.p == NULL || fcntl(copy[1], F_SETPIPE_SZ, (int)p->size) < 0)
+		err = -errno;
+	n = err == 0 ? tee(reader, copy[1], (size_t)left, SPLICE_F_NONBLOCK) : 0;
+	if (err == 0 && n == left && read_full(copy[0], p->data.p, (size_t)left) == left)
+		p->data.n = (size_t)left;
+	else if (err == 0)
+		err = -EIO;
+	close(reader);
+	close(copy[0]);
+	close(copy[1]);
+	return err;
+}
+
+static int
+save(struct kind_save *s, struct ofd *ofd)
+{
+	struct objects *o = s->objects;
+	struct pipe_ref *p = NULL;
+	int fd, err;
+
+	ofd->flags &= O_ACCMODE | O_NONBLOCK | O_DIRECT | O_ASYNC;
+	ofd->path = strdup(s->link);
+	if (ofd->path == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < o->npipes; i++)
+		if (o->pipes[i].id == s->st.st_ino) {
+			ofd->ref = (int64_t)i;
+			return 0;
+		}
+	p = ARRAY_ADD(o->pipes, o->npipes);
+	if (p == NULL)
+		return -ENOMEM;
+	ofd->ref = (int64_t)o->npipes - 1;
+	p->id = s->st.st_ino;
+	fd = kind_get_fd(s);
+	err = fd < 0 ? fd : copy_content(fd, p);
+	close_fd(&fd);
+	return err < 0 ? fail(-err, "%s: %s: its content cannot be copied: %s", s->object, s->link,
+	    strerror(-err)) : 0;
+}
+
+static int
+make(const struct pipe_ref *p, int ends[2])
+{
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return fail_errno("pipe");
+	if (p->size > 0 && fcntl(ends[1], F_SETPIPE_SZ, (int)p->size) < 0 && p->data.n > 65536)
+		return fail_errno("a pipe of %llu bytes", (unsigned long long)p->size);
+	if (p->data.n > 0 && write(ends[1], p->data.p, p->data.n) != (ssize_t)p->data.n)
+		return fail_errno("pipe");
+	return 0;
+}
+
+static int
+load(const struct kind_load *l, const struct ofd *ofd)
+{
+	int *ends = l->pipes[ofd->ref], fd, err;
+	char path[32];
+
+	if (ends[0] < 0 && (err = make(&l->objects->pipes[ofd->ref], ends)) < 0)
+		return err;
+	/* Opened anew, so that each description has flags of its own. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", ends[(ofd->flags & O_ACCMODE) != O_RDONLY]);
+	fd = open(path, (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK | O_DIRECT)) | O_CLOEXEC);
+	return fd < 0 ? fail_errno("fd %d: %s", l->lowest, ofd->path) : fd;
+}
+
+const struct kind kind_pipe = {"pipe", match, save, load};
