@@ -28,7 +28,7 @@ LIBS := -larchive -lzstd -ljansson -lxxhash -lbsd
 # restart is static: it is the stub in front of an executable image, wherever that is run.
 RESTART_LINK := $(if $(SAN),,-static)
 
-.PHONY: all deps demo check bench install uninstall clean unit lint bats fuzz tests-built soak
+.PHONY: all deps demo check bench install uninstall clean
 .DEFAULT_GOAL := all
 all: deps-quiet
 	$(Q)$(MAKE) --no-print-directory programs
@@ -83,3 +83,43 @@ $(BUILD)/tests/await: tests/victim/await.c
 $(BUILD)/tests/spawn: tests/victim/spawn.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -D_GNU_SOURCE -o $@ $<
+
+$(BUILD)/tests/unit/%: tests/unit/%.c tests/unit/tap.h $(BUILD)/libcommon.a
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -Itests/unit -o $@ $< $(BUILD)/libcommon.a $(LIBS)
+$(BUILD)/tests/fuzz/%: tests/fuzz/%.c tests/fuzz/fuzz.h $(BUILD)/libcommon.a
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -o $@ $< $(BUILD)/libcommon.a $(LIBS)
+
+test-programs: $(PROGRAMS) $(VICTIM) $(HELPERS) $(UNIT) $(FUZZ)
+
+check: deps-quiet
+	$(Q)tools/deps test
+	$(Q)$(MAKE) --no-print-directory test-programs
+	$(Q)tests/run $(BUILD)
+
+# Without processes: what sanitizers can watch.
+check-unit: deps-quiet
+	$(Q)tools/deps test
+	$(Q)$(MAKE) --no-print-directory $(PROGRAMS) $(UNIT) $(FUZZ)
+	$(Q)UNIT_ONLY=1 tests/run $(BUILD)
+
+demo: all
+	$(Q)$(MAKE) --no-print-directory $(HELPERS)
+	$(Q)examples/demo $(abspath $(BUILD))
+
+bench: all
+	$(Q)$(MAKE) --no-print-directory $(HELPERS) $(BUILD)/bench/limit
+	$(Q)bench/run $(BUILD)
+$(BUILD)/bench/limit: bench/limit.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O2 -Wall -Wextra -D_GNU_SOURCE -o $@ $<
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+uninstall:
+	cd $(DESTDIR)$(PREFIX) && rm -f bin/ckpt bin/restart share/man/man1/ckpt.1 share/man/man1/restart.1 share/man/man5/pms-image.5
+.PHONY: test-programs check-unit

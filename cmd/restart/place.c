@@ -44,6 +44,34 @@ have_cap(int cap)
 	return d[cap / 32].effective >> (cap % 32) & 1;
 }
 
+/* Has this user namespace such an ID at all? A line of uid_map: `INSIDE OUTSIDE COUNT`. */
+static bool
+id_exists(const char *map, int64_t id)
+{
+	char *text, *p;
+	int64_t inside, outside, count;
+	bool found = false;
+	int n;
+
+	if (read_file(AT_FDCWD, map, &text) < 0)
+		return true;
+	for (p = text; !found && sscanf(p, "%" SCNd64 " %" SCNd64 " %" SCNd64 "%n", &inside, &outside,
+		&count, &n) == 3; p += n)
+		found = id >= inside && id - inside < count;
+	free(text);
+	return found;
+}
+
+/* Can its users and groups be had without a user namespace of its own? */
+static bool
+ids_exist(const struct creds *c)
+{
+	for (int i = 0; i < 4; i++)
+		if (!id_exists("/proc/self/uid_map", c->uid[i]) || !id_exists("/proc/self/gid_map", c->gid[i]))
+			return false;
+	return true;
+}
+
 /* As a thread, a process, a process group or a session: then it cannot be had again. */
 static bool
 number_taken(int64_t id)
@@ -238,7 +266,7 @@ enter_namespaces(struct restart *r)
 
 	if (r->model.task.pid == 1)
 		return fail(ENOTSUP, "pid 1: the first process of a container cannot be restarted as such");
-	r->privileged = have_cap(CAP_SYS_ADMIN);
+	r->privileged = have_cap(CAP_SYS_ADMIN) && ids_exist(&r->model.task.creds);
 	err = r->privileged ? 0 : enter_user(r);
 	if (err < 0)
 		return err;
@@ -267,7 +295,8 @@ int
 place(struct restart *r)
 {
 	const struct task *t = &r->model.task;
-	bool can = kfeat(KFEAT_set_tid) && (have_cap(CAP_CHECKPOINT_RESTORE) || have_cap(CAP_SYS_ADMIN));
+	bool can = kfeat(KFEAT_set_tid) && ids_exist(&t->creds) &&
+	    (have_cap(CAP_CHECKPOINT_RESTORE) || have_cap(CAP_SYS_ADMIN));
 
 	r->mode = r->opt.pid_mode;
 	r->report_fd = -1;

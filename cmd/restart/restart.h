@@ -18,7 +18,7 @@
 #include "channel.h"
 #include "image.h"
 #include "kind.h"
-#include "loop.h"
+#include "loop_driver.h"
 #include "model.h"
 #include "tracee.h"
 

@@ -119,7 +119,7 @@ A
 	PID=$(cat pid)
 	echo "$PID" >>pids
 	# Some way into its input.
-	until [ "$(sed -n 's/^pos:\t//p' "/proc/$PID/fdinfo/0")" -gt 3000000 ]; do :; done
+	until_true '[ "$(sed -n "s/^pos:\t//p" "/proc/$PID/fdinfo/0")" -gt 3000000 ]'
 	ckpt -p "$PID" -o image
 	! gone "$PID" && return 1
 	[ "$(jq -r '.ofds[0].pos' <(bsdtar -xOf image objects.json))" -gt 3000000 ]

@@ -26,7 +26,8 @@ namespaces() {
 	A=$NEW
 	restart_as_new --pid=ns image
 	check_victim "$A"
-	check_victim "$NEW"
+	kill -USR2 "$NEW" # its count of checks is its own
+	await out "ok $CHECKS" 30 2
 }
 
 @test "--pid=new for one thread; refused for several" {
@@ -87,7 +88,7 @@ namespaces() {
 	start_victim clock timers
 	for offset in 1000000 -1000000; do
 		ckpt -p "$PID" -o image
-		if [ "$(id -u)" = 0 ]; then flags=-T; else flags="-U -r -T"; fi
+		if [ "$(id -u)" = 0 ]; then flags=-T; else flags="-U -c -T"; fi
 		now=$(cut -d. -f1 /proc/uptime)
 		[ $((now + offset)) -gt 0 ] || offset=$((1 - now))
 		# shellcheck disable=SC2086
@@ -149,10 +150,10 @@ namespaces() {
 
 @test "external pipes become restart's stdio" {
 	mkfifo in
-	sh -c 'exec gawk "{ print NR, \$0; fflush() } END { print \"sum\", NR }" <in | cat >out' &
+	(closed sh -c 'exec gawk "{ print NR, \$0; fflush() } END { print \"sum\", NR }" <in | cat >out') &
 	exec 7>in
 	echo one >&7
-	until [ -e out ] && grep -q "1 one" out; do :; done
+	until_true '[ -e out ] && grep -q "1 one" out'
 	PID=$(one_victim gawk)
 	ckpt -q -p "$PID" -o image
 	exec 7>&-
@@ -165,9 +166,9 @@ namespaces() {
 
 @test "a pipe at another number needs --inherit, and restart names it" {
 	mkfifo in
-	sh -c 'echo $$ >pid; exec bash -c "exec 5<in; echo open; while read -r -u 5 l; do echo got \$l; done; echo end" >out </dev/null 2>&1' &
+	(closed sh -c 'echo $$ >pid; exec bash -c "exec 5<in; echo open; while read -r -u 5 l; do echo got \$l; done; echo end" >out </dev/null 2>&1') &
 	exec 7>in
-	until [ -e out ] && grep -q open out; do :; done
+	until_true '[ -e out ] && grep -q open out'
 	PID=$(cat pid)
 	ckpt -q -p "$PID" -o image
 	exec 7>&-
@@ -195,7 +196,7 @@ namespaces() {
 	[ "$(ps -o stat= -p "$PID" | cut -c1)" = T ]
 	kill -KILL "$PID"
 	restart_as_new image
-	until [ "$(ps -o stat= -p "$NEW" | cut -c1)" = T ]; do :; done
+	until_true '[ "$(ps -o stat= -p "$NEW" | cut -c1)" = T ]'
 	kill -CONT "$NEW"
 	check_victim "$NEW"
 }
@@ -203,9 +204,9 @@ namespaces() {
 @test "under a terminal: settings, size and output move along" {
 	command -v script >/dev/null || skip "no script(1)"
 	# shellcheck disable=SC2016
-	script -qfc 'stty -echo; exec victim handlers >out 2>&1 </dev/tty' /dev/null </dev/null >/dev/null 2>&1 &
+	(closed script -qfc 'stty -echo; exec victim handlers >out 2>&1 </dev/tty' /dev/null </dev/null >/dev/null 2>&1) &
 	echo $! >>pids
-	until [ -s out ]; do :; done
+	until_true '[ -s out ]'
 	await out ready 20
 	PID=$(one_victim)
 	CHECKS=0

@@ -83,6 +83,23 @@ victims() {
 
 # Wait until exactly one runs, and print it.
 one_victim() {
-	until [ "$(victims "$@" | wc -l)" = 1 ]; do :; done
+	until_true '[ "$(victims '"${1:-victim}"' | wc -l)" = 1 ]'
 	victims "$@"
+}
+
+# Try a condition until it holds; fail after 30 seconds.
+until_true() {
+	local end=$((SECONDS + 30))
+	until eval "$1"; do
+		[ $SECONDS -lt $end ] || { echo "never: $1"; return 1; }
+	done
+}
+
+# Without the files that bats holds open.
+closed() {
+	local fd
+	for fd in /proc/self/fd/*; do
+		[ "${fd##*/}" -le 2 ] || eval "exec ${fd##*/}>&-" 2>/dev/null
+	done
+	exec "$@"
 }

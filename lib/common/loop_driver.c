@@ -1,4 +1,4 @@
-#include "loop.h"
+#include "loop_driver.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -1,9 +1,9 @@
 /*
- * loop: a driver for scripts in a process that is being built: the script loop of the CPU is
+ * loop_driver: a driver for scripts in a process that is being built: the script loop of the CPU is
  * mapped into it, and a whole script costs one resume and one stop.
  */
-#ifndef PMS_LOOP_H
-#define PMS_LOOP_H
+#ifndef PMS_LOOP_DRIVER_H
+#define PMS_LOOP_DRIVER_H
 
 #include "call.h"
 #include "tracee.h"
