@@ -282,12 +282,12 @@ exit_status(const struct ckpt *c, int err)
 	case EREMOTEIO:
 	case ECONNRESET:
 		return EX_PROTOCOL;
-	case ENOSPC:
 	case EROFS:
 	case EISDIR:
 	case EEXIST:
 	case EINVAL:
 		return EX_CANTCREAT;
+	case ENOSPC:
 	case EPIPE:
 	case EIO:
 	case EFBIG:

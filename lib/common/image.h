@@ -5,6 +5,8 @@
 #ifndef PMS_IMAGE_H
 #define PMS_IMAGE_H
 
+#include <sys/types.h>
+
 #include "base.h"
 #include "frame.h"
 #include "model.h"

@@ -67,7 +67,7 @@ original_runs() {
 		kill -CONT "$PID"
 		ckpt --list | grep -q "^$PID"
 	done
-	! grep -q "ok $((CHECKS + 1))" out
+	run ! grep -q "ok $((CHECKS + 1))" out
 	ckpt --resume "$PID"
 	CHECKS=$((CHECKS + 1))
 	await out "ok $CHECKS" 30
@@ -129,11 +129,15 @@ original_runs() {
 
 @test "--to with a command that fails, that is no restart, that stops in the middle" {
 	begin
-	for command in false true 'cat >/dev/null' 'head -c 1000 >/dev/null' 'echo hello'; do
+	for command in false true 'head -c 1000 >/dev/null' 'echo hello'; do
 		run timeout 20 ckpt -q -p "$PID" --to "$command"
 		[ "$status" = 76 ]
 		original_runs
 	done
+	# One that never answers can be interrupted.
+	run timeout -s INT 2 ckpt -q -p "$PID" --to 'cat >/dev/null'
+	[ "$status" = 75 ] || [ "$status" = 124 ]
+	original_runs
 }
 
 @test "restart dies at each step: the original runs on" {

@@ -102,7 +102,7 @@ C
 	[[ "$output" == *seccomp* ]]
 	run ckpt --check -p "$PID"
 	[ "$status" = 69 ]
-	! gone "$PID"
+	run ! gone "$PID"
 }
 
 @test "stdin of restart on a terminal, stdout of ckpt on a terminal: refused" {
