@@ -2,6 +2,7 @@
  * ckpt: a running process becomes an image. One file a phase:
  *
  *   target.c   find it, stop all of its threads, let them go again
+ *   restarted.c  which call an interrupted wait was
  *   outside.c  what /proc and the kernel tell without its help
  *   inside.c   what only it can tell: borrowed calls
  *   space.c    its mappings and the files behind them
@@ -86,6 +87,9 @@ void target_thaw(struct target *t);
 void target_close(struct target *t);
 /* SIGKILL, and wait until it is dead. */
 int target_end(struct target *t);
+
+/* restarted.c: number of the call that goes on as restart_syscall(2); 0 if none does, -1 if unknown. */
+long restarted_call(const struct tracee *th);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_outside(struct ckpt *c);

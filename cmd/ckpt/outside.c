@@ -341,15 +341,19 @@ collect_pending(const struct tracee *th, bool shared, struct bytes *out)
 }
 
 /* The registers with which the copy goes on: an interrupted call begins again. */
-static void
-copy_regs(const struct ckpt *c, const struct tracee *th, struct thread *out)
+static int
+copy_regs(struct ckpt *c, const struct tracee *th, struct thread *out)
 {
+	char name[64];
+
 	out->regs = th->regs;
+	if (th->restarted > 0)
+		out->regs.orig_rax = (uint64_t)th->restarted;
 	switch (arch_restart_kind(&th->regs, syscall_eintr_restarts)) {
 	case RESTART_NONE:
 		break;
 	case RESTART_BLOCK:
-		if (c->opt.eintr) {
+		if (c->opt.eintr || th->restarted < 0) {
 			arch_set_eintr(&out->regs);
 			break;
 		}
@@ -358,6 +362,11 @@ copy_regs(const struct ckpt *c, const struct tracee *th, struct thread *out)
 		arch_rewind(&out->regs);
 	}
 	out->regs.orig_rax = UINT64_MAX;
+	if (th->restarted >= 0)
+		return 0;
+	snprintf(name, sizeof(name), "pid %d: thread %d", th->pid, th->tid);
+	return report_add(&c->report, LOSS, 0, name, NULL,
+	    "it is in a wait with a timeout that cannot be told, which will return EINTR");
 }
 
 struct rseq_configuration {
@@ -431,7 +440,9 @@ collect_thread(struct ckpt *c, struct tracee *th)
 		err = collect_sched(th, &out->sched);
 	if (err < 0)
 		return err;
-	copy_regs(c, th, out);
+	err = copy_regs(c, th, out);
+	if (err < 0)
+		return err;
 	out->sigmask = th->sigmask;
 	out->xstate.p = malloc(th->xstate_len);
 	if (out->xstate.p == NULL)

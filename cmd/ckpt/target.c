@@ -300,6 +300,7 @@ target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
 	}
 	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
 		err = leave_vdso(t, &t->threads[i], deadline);
+		t->threads[i].restarted = restarted_call(&t->threads[i]);
 		if (err == 0 && !eintr)
 			err = undo_eintr(&t->threads[i]);
 	}

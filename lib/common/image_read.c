@@ -28,6 +28,7 @@ struct image_reader {
 	struct archive *tar;
 	struct archive_entry *entry;
 	const struct unpacked *frame; /* what libarchive reads now */
+	bool is_pages;
 	struct digest *digest;        /* of the frames before it */
 	uint64_t size, members, pages;
 	bool begun, ended;
@@ -89,13 +90,14 @@ next_frame(struct image_reader *r)
 
 	if (r->frame != NULL) {
 		uint32_t sum[2] = {(uint32_t)r->frame->content_len,
-		    frame_checksum(r->frame->packed, r->frame->packed_len)};
+		    r->is_pages ? 0 : frame_checksum(r->frame->packed, r->frame->packed_len)};
 
 		digest_add(r->digest, sum, sizeof(sum));
 	}
 	err = frame_input_next(r->in, &r->frame);
 	if (err <= 0)
 		return err;
+	r->is_pages = r->chunk_left > 0;
 	if (r->keep && (err = keep_frame(r)) < 0)
 		return err;
 	return 1;

@@ -24,7 +24,7 @@ struct image_writer {
 	/* While pages are put: the packed frame that stands for the bytes that libarchive is given. */
 	const struct frame *ready;
 	struct buf seek_table;
-	struct digest *digest; /* of lengths and checksums, which sum up the contents */
+	struct digest *digest; /* of lengths and checksums */
 	uint64_t bytes, members, pages;
 };
 
@@ -32,7 +32,9 @@ struct image_writer {
 static int
 emit(struct image_writer *w, const struct frame *f)
 {
-	uint32_t sum[2] = {(uint32_t)f->raw_len, frame_checksum(f->packed, f->packed_len)};
+	/* Pages have their frame's checksum alone: a parked process is saved with what it holds then. */
+	uint32_t sum[2] = {(uint32_t)f->raw_len,
+	    f == w->ready ? 0 : frame_checksum(f->packed, f->packed_len)};
 
 	digest_add(w->digest, sum, sizeof(sum));
 	seek_table_add(&w->seek_table, (uint32_t)f->packed_len, (uint32_t)f->raw_len);

@@ -113,13 +113,16 @@ static int
 put_frame(struct tracee *t, taddr restorer, taddr floor)
 {
 	taddr below = t->regs.rsp - ARCH_RED_ZONE;
+	struct arch_regs back = t->regs;
 	unsigned char *frame = NULL;
 	size_t n = 0;
 	int err;
 
 	t->frame_at = 0;
+	if (t->restarted > 0)
+		back.orig_rax = (uint64_t)t->restarted;
 	if (restorer != 0) {
-		n = arch_sigframe(&t->regs, t->sigmask, t->xstate, t->xstate_len, restorer, below,
+		n = arch_sigframe(&back, t->sigmask, t->xstate, t->xstate_len, restorer, below,
 		    &frame, &t->frame_at);
 		if (n == 0)
 			return -ENOMEM;

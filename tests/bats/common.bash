@@ -69,7 +69,8 @@ snapshot() {
 }
 
 as_found() {
-	snapshot "$1" | diff before -
+	# The mask of a thread is another one while it is in sigwait(3): look until it is.
+	until_true "snapshot $1 | diff -q before - >/dev/null" >/dev/null || snapshot "$1" | diff before -
 }
 
 # Victims of this test that run: PIDs, one a line.

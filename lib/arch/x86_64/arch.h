@@ -63,6 +63,13 @@ enum arch_restart {
  */
 enum arch_restart arch_restart_kind(const struct arch_regs *regs, bool (*eintr_restarts)(long nr));
 
+/* Is this a stop in restart_syscall(2)? Its arguments are those of the call that goes on. */
+bool arch_in_restart_syscall(const struct arch_regs *regs, struct arch_call *call);
+
+/* Number that the code right before a stop (as many bytes) loads for its call, or -1. */
+#define ARCH_CODE_BEFORE 7
+long arch_number_before(const unsigned char code[ARCH_CODE_BEFORE]);
+
 /*
  * A call that has returned EINTR for a stop alone: let the kernel decide, as it does for other calls,
  * when the thread goes on: it begins again if no handler runs first, and else is EINTR.

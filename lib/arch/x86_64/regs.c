@@ -67,6 +67,30 @@ arch_rewind(struct arch_regs *regs)
 	regs->orig_rax = UINT64_MAX;
 }
 
+bool
+arch_in_restart_syscall(const struct arch_regs *regs, struct arch_call *call)
+{
+	enum { RESTART_SYSCALL = 219 };
+
+	if (regs->orig_rax != RESTART_SYSCALL || -(int64_t)regs->rax != K_ERESTART_RESTARTBLOCK)
+		return false;
+	*call = (struct arch_call){RESTART_SYSCALL,
+	    {regs->rdi, regs->rsi, regs->rdx, regs->r10, regs->r8, regs->r9}};
+	return true;
+}
+
+long
+arch_number_before(const unsigned char code[ARCH_CODE_BEFORE])
+{
+	int32_t nr;
+
+	/* mov $nr, %eax; syscall */
+	if (code[0] != 0xb8 || memcmp(code + 5, arch_syscall, ARCH_SYSCALL_BYTES) != 0)
+		return -1;
+	memcpy(&nr, code + 1, sizeof(nr));
+	return nr;
+}
+
 void
 arch_set_restartable(struct arch_regs *regs)
 {
