@@ -68,7 +68,7 @@ clean:
 # --- tests
 
 VICTIM_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(addprefix tests/victim/,victim.c memory.c signals.c files.c threads.c process.c))
-HELPERS := $(BUILD)/tests/await $(BUILD)/tests/spawn
+HELPERS := $(BUILD)/tests/await $(BUILD)/tests/spawn $(BUILD)/tests/contained
 
 $(BUILD)/tests/victim/victim: $(VICTIM_OBJ)
 	$(call say,LINK,$@)
@@ -80,6 +80,9 @@ $(VICTIM_OBJ): ALL_CFLAGS := -std=gnu11 -Wall -Wextra -O1 -g -pthread
 $(BUILD)/tests/await: tests/victim/await.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -o $@ $<
+$(BUILD)/tests/contained: tests/victim/contained.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -D_GNU_SOURCE -o $@ $<
 $(BUILD)/tests/spawn: tests/victim/spawn.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O1 -Wall -D_GNU_SOURCE -o $@ $<
@@ -109,6 +112,7 @@ demo: all
 	$(Q)examples/demo $(abspath $(BUILD))
 
 bench: all
+	$(Q)tools/deps test
 	$(Q)$(MAKE) --no-print-directory $(HELPERS) $(BUILD)/bench/limit
 	$(Q)bench/run $(BUILD)
 $(BUILD)/bench/limit: bench/limit.c

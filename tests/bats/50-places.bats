@@ -129,6 +129,26 @@ namespaces() {
 	done
 }
 
+@test "under the seccomp profile of a container: a copy is made, and runs with another PID" {
+	start contained victim anon protection handlers offset timers clock shared
+	await out ready 20
+	CHECKS=0
+	check_victim "$PID"
+	contained ckpt -p "$PID" -o image
+	gone "$PID"
+	run contained restart image
+	[ "$status" = 77 ]
+	[ "${#lines[@]}" = 1 ]
+	NEW=$(contained restart -d --pid=new image)
+	echo "$NEW" >>pids
+	check_victim "$NEW"
+	# Outside of the container the filter would be lost: that is said, by refusing.
+	run ckpt -p "$NEW" -o image2
+	[ "$status" = 69 ]
+	[[ "$output" == *seccomp* ]]
+	check_victim "$NEW"
+}
+
 @test "foreground: output, exit status, signals" {
 	start_victim anon
 	ckpt -p "$PID" -o image

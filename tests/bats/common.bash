@@ -14,6 +14,7 @@ setup() {
 
 teardown() {
 	local p
+	victims >>pids
 	while read -r p; do
 		kill -KILL "$p" 2>/dev/null || :
 	done <pids
