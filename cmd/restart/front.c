@@ -12,6 +12,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sysexits.h>
 #include <unistd.h>
@@ -249,14 +250,19 @@ report_stop(int pidfd, int report)
 	send_report(report, 'S', -1);
 }
 
+/* Every open file but these two. */
 static void
-leave_stdio(void)
+leave_files(int *a, int *b)
 {
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
 	for (int i = 0; fd >= 0 && i < 3; i++)
 		dup2(fd, i);
-	close_fd(&fd);
+	*a = fcntl(*a, F_DUPFD_CLOEXEC, 200);
+	*b = fcntl(*b, F_DUPFD_CLOEXEC, *a + 1);
+	syscall(SYS_close_range, 3, (unsigned)*a - 1, 0);
+	syscall(SYS_close_range, (unsigned)*a + 1, (unsigned)*b - 1, 0);
+	syscall(SYS_close_range, (unsigned)*b + 1, ~0U, 0);
 }
 
 int
@@ -265,12 +271,12 @@ front_init(struct restart *r, pid_t pid)
 	int pidfd = pidfd_open_(pid), sigfd = signal_fd();
 
 	prctl(PR_SET_PDEATHSIG, 0);
-	/* Whoever reads our output must not wait for us. */
-	if (r->opt.detach)
-		leave_stdio();
 	send_report(r->report_fd, 'R', pidfd);
-	if (r->opt.detach)
-		close_fd(&r->report_fd);
+	/* Whoever reads what we were given must not wait for us. */
+	if (r->opt.detach) {
+		r->report_fd = -1;
+		leave_files(&sigfd, &pidfd);
+	}
 	return status_of(reap(pid, pidfd, sigfd, report_stop, r->report_fd));
 }
 

@@ -36,7 +36,9 @@ channel_send(struct channel *ch, enum msg_type type, const void *body, size_t le
 	if (err == 0 && len > 0)
 		err = write_full(ch->out, body, len);
 	buf_fini(&b);
-	return err < 0 ? fail(-err, "%s: the connection is lost: %s", ch->peer, strerror(-err)) : 0;
+	if (err == -EINTR)
+		return broken(ch, EINTR, "interrupted");
+	return err < 0 ? fail(ECONNRESET, "%s: the connection is lost: %s", ch->peer, strerror(-err)) : 0;
 }
 
 /* The next header, checked. */
