@@ -359,6 +359,9 @@ run_ckpt(struct ckpt *c)
 			err = put_ack(&o);
 		if (err == 0)
 			err = write_image(c, &o);
+		/* What is copied need not wait for the disk. */
+		if (c->opt.after == AFTER_COPY)
+			target_thaw(&c->target);
 		if (err == 0)
 			err = ending(c, &o);
 		target_thaw(&c->target);

@@ -1,6 +1,8 @@
 #include "frame.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 #include <zstd.h>
@@ -10,6 +12,63 @@
 
 /* Frame header: single segment, 4-byte content size, content checksum. */
 enum { STORED_DESCRIPTOR = 0x80 | 0x20 | 0x04, STORED_HEADER = 12, CHECKSUM = 4 };
+
+/* Each thread has a compressor and a decompressor, made when first used and freed with it. */
+struct contexts {
+	ZSTD_CCtx *cctx;
+	ZSTD_DCtx *dctx;
+};
+
+static pthread_key_t contexts_key;
+static pthread_once_t contexts_once = PTHREAD_ONCE_INIT;
+
+static void
+free_contexts(void *p)
+{
+	struct contexts *c = p;
+
+	ZSTD_freeCCtx(c->cctx);
+	ZSTD_freeDCtx(c->dctx);
+	free(c);
+}
+
+static void
+make_key(void)
+{
+	pthread_key_create(&contexts_key, free_contexts);
+}
+
+static struct contexts *
+contexts(void)
+{
+	struct contexts *c;
+
+	pthread_once(&contexts_once, make_key);
+	c = pthread_getspecific(contexts_key);
+	if (c == NULL && (c = calloc(1, sizeof(*c))) != NULL)
+		pthread_setspecific(contexts_key, c);
+	return c;
+}
+
+static ZSTD_CCtx *
+compressor(void)
+{
+	struct contexts *c = contexts();
+
+	if (c != NULL && c->cctx == NULL)
+		c->cctx = ZSTD_createCCtx();
+	return c != NULL ? c->cctx : NULL;
+}
+
+static ZSTD_DCtx *
+decompressor(void)
+{
+	struct contexts *c = contexts();
+
+	if (c != NULL && c->dctx == NULL)
+		c->dctx = ZSTD_createDCtx();
+	return c != NULL ? c->dctx : NULL;
+}
 
 static void
 put_le32(unsigned char *p, uint32_t v)
@@ -45,7 +104,7 @@ frame_store(struct frame *f)
 int
 frame_pack(struct frame *f, int level)
 {
-	static __thread ZSTD_CCtx *cctx;
+	ZSTD_CCtx *cctx;
 	size_t n;
 
 	f->err = 0;
@@ -53,7 +112,8 @@ frame_pack(struct frame *f, int level)
 		frame_store(f);
 		return 0;
 	}
-	if (cctx == NULL && (cctx = ZSTD_createCCtx()) == NULL)
+	cctx = compressor();
+	if (cctx == NULL)
 		return f->err = -ENOMEM;
 	ZSTD_CCtx_setParameter(cctx, ZSTD_c_compressionLevel, level);
 	ZSTD_CCtx_setParameter(cctx, ZSTD_c_checksumFlag, 1);
@@ -113,7 +173,7 @@ int64_t
 frame_unpack(const unsigned char *packed, size_t n, unsigned char *out,
     const unsigned char **content)
 {
-	static __thread ZSTD_DCtx *dctx;
+	ZSTD_DCtx *dctx;
 	unsigned long long size;
 	size_t len;
 
@@ -127,7 +187,8 @@ frame_unpack(const unsigned char *packed, size_t n, unsigned char *out,
 	/* No checksum, no size, or a dictionary: not a frame of an image. */
 	if (n < 9 || size > FRAME_RAW_MAX || size == 0 || (packed[4] & 0x07) != 0x04)
 		return -EBADMSG;
-	if (dctx == NULL && (dctx = ZSTD_createDCtx()) == NULL)
+	dctx = decompressor();
+	if (dctx == NULL)
 		return -ENOMEM;
 	len = ZSTD_decompressDCtx(dctx, out, FRAME_RAW_MAX, packed, n);
 	if (ZSTD_isError(len) || len != size)

@@ -53,6 +53,7 @@ parse_detail(struct proc_map *m, const char *line)
 {
 	if (strncmp(line, "VmFlags:", 8) == 0) {
 		line += 8 + strspn(line + 8, " ");
+		free(m->flags);
 		m->flags = strdup(line);
 		if (m->flags == NULL)
 			return -ENOMEM;

@@ -115,6 +115,7 @@ test_checks(void)
 		change;                                                                        \
 		why[0] = '\0';                                                                 \
 		ok(model_check(&m, why) == -EBADMSG && why[0] != '\0', #change);              \
+		m.task.nthreads = 1; /* it still owns one */                                  \
 		drop(&m);                                                                      \
 	} while (0)
 	REFUSED(m.task.vmas[0].start++);
