@@ -83,6 +83,24 @@ namespaces() {
 	check_victim "$NEW"
 }
 
+@test "another user restarts it: the program goes on seeing its old user" {
+	[ "$(id -u)" = 0 ] || skip "only root has another user at hand"
+	start_victim ids anon hundred
+	ckpt -c -p "$PID" -o image
+	chmod 777 . && chmod 666 out && chmod 644 image
+	NEW=$(setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all \
+		restart -q -d image)
+	echo "$NEW" >>pids
+	[ "$(awk '/^Uid/ { print $2 }' "/proc/$NEW/status")" = 65534 ]
+	kill -KILL "$PID"
+	check_victim "$NEW" # getuid() is 0 for it
+	# And its new owner can move it again.
+	rm -f image
+	setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --bounding-set=-all \
+		ckpt -p "$NEW" -o image
+	gone "$NEW"
+}
+
 @test "the clock a million seconds away, both ways" {
 	namespaces || skip "no time namespaces here"
 	start_victim clock timers

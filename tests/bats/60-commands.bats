@@ -126,3 +126,34 @@ C
 	ckpt -V | grep -q pms
 	restart -V | grep -q pms
 }
+
+@test "a thread that cannot be stopped is named, and nothing has happened" {
+	cat >vforks.c <<'C'
+#include <stdio.h>
+#include <unistd.h>
+int main(void)
+{
+	puts("ready");
+	fflush(stdout);
+	if (vfork() == 0) { /* the parent cannot be stopped until this one ends */
+		sleep(8);
+		_exit(0);
+	}
+	puts("went on");
+	fflush(stdout);
+	for (;;)
+		pause();
+}
+C
+	gcc -o vforks vforks.c
+	start ./vforks
+	await out ready 20
+	until_true '[ "$(cut -d" " -f3 /proc/'"$PID"'/stat)" = D ]'
+	run ckpt -p "$PID" --stop-timeout 1 -o image
+	[ "$status" = 75 ]
+	[[ "$output" == *"thread $PID"* ]]
+	[ ! -e image ]
+	await out "went on" 30
+	until_true 'grep -q "TracerPid:.*0" /proc/'"$PID"'/status'
+	run ! gone "$PID"
+}
