@@ -1,6 +1,8 @@
 #include "frame_input.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +34,16 @@ struct frame_input {
 	size_t last_len; /* length of the last frame: about as long the next will be */
 	bool begun, eof, image_end, wants_end;
 	int err;
+	/*
+	 * Once there are threads one of them fetches; it alone uses what is above until it has
+	 * ended, but for the idle jobs, which the lock guards with what follows.
+	 */
+	bool fetching;
+	pthread_t fetcher;
+	pthread_mutex_t lock;
+	pthread_cond_t idle_again, fetched;
+	unsigned nfetched; /* in the pipeline and not yet asked for */
+	bool fetch_done;
 };
 
 static void
@@ -74,6 +86,9 @@ frame_input_new(ssize_t (*source)(void *, void *, size_t), void *ctx, const char
 	in->ctx = ctx;
 	in->name = name;
 	in->last_len = 4096;
+	pthread_mutex_init(&in->lock, NULL);
+	pthread_cond_init(&in->idle_again, NULL);
+	pthread_cond_init(&in->fetched, NULL);
 	if (set_jobs(in, 0, 1) < 0) {
 		frame_input_free(in);
 		return NULL;
@@ -88,6 +103,10 @@ frame_input_free(struct frame_input *in)
 
 	if (in == NULL)
 		return;
+	if (in->fetching) { /* it may be waiting in read(2) */
+		pthread_cancel(in->fetcher);
+		pthread_join(in->fetcher, NULL);
+	}
 	while (in->pipe != NULL && (job = pipeline_take(in->pipe)) != NULL)
 		in->idle[in->nidle++] = (struct unpack_job *)job;
 	pipeline_free(in->pipe);
@@ -95,19 +114,6 @@ frame_input_free(struct frame_input *in)
 		free(in->idle[--in->nidle]);
 	free(in->current);
 	free(in);
-}
-
-int
-frame_input_threads(struct frame_input *in)
-{
-	unsigned n = pipeline_default_threads();
-
-	if (n > 16)
-		n = 16;
-	/* Nothing is under way: without threads a job is run when it is taken. */
-	pipeline_free(in->pipe);
-	in->pipe = NULL;
-	return set_jobs(in, n, 3 * n);
 }
 
 static int
@@ -194,28 +200,109 @@ fetch(struct frame_input *in, struct unpack_job *u)
 	return 1;
 }
 
-int
-frame_input_next(struct frame_input *in, const struct unpacked **frame)
+/* The thread that fetches, until there is no more or something is wrong. */
+static void *
+fetch_all(void *arg)
 {
-	struct unpack_job *u;
+	struct frame_input *in = arg;
+	int err = 1;
+
+	while (err > 0) {
+		struct unpack_job *u;
+
+		pthread_mutex_lock(&in->lock);
+		while (in->nidle == 0)
+			pthread_cond_wait(&in->idle_again, &in->lock);
+		u = in->idle[--in->nidle];
+		pthread_mutex_unlock(&in->lock);
+		err = fetch(in, u);
+		pthread_mutex_lock(&in->lock);
+		if (err > 0) {
+			pipeline_submit(in->pipe, &u->job);
+			in->nfetched++;
+		} else {
+			in->idle[in->nidle++] = u;
+			in->fetch_done = true;
+		}
+		pthread_cond_signal(&in->fetched);
+		pthread_mutex_unlock(&in->lock);
+	}
+	return NULL;
+}
+
+int
+frame_input_threads(struct frame_input *in)
+{
+	unsigned n = pipeline_default_threads();
+	sigset_t all, old;
 	int err;
 
-	*frame = NULL;
-	if (in->err < 0)
-		return in->err;
+	if (n > 16)
+		n = 16;
+	/* Nothing is under way: without threads a job is run when it is taken. */
+	pipeline_free(in->pipe);
+	in->pipe = NULL;
+	err = set_jobs(in, n, 3 * n);
+	if (err < 0 || in->image_end || in->eof)
+		return err;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	in->fetching = pthread_create(&in->fetcher, NULL, fetch_all, in) == 0;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return 0;
+}
+
+/* Is there a frame that the fetcher has fetched? Waits for it, or for the fetcher's end. */
+static bool
+wait_fetched(struct frame_input *in)
+{
+	bool have;
+
+	pthread_mutex_lock(&in->lock);
+	if (in->current != NULL) {
+		in->idle[in->nidle++] = in->current;
+		in->current = NULL;
+		pthread_cond_signal(&in->idle_again);
+	}
+	while (in->nfetched == 0 && !in->fetch_done)
+		pthread_cond_wait(&in->fetched, &in->lock);
+	have = in->nfetched > 0;
+	in->nfetched -= have;
+	pthread_mutex_unlock(&in->lock);
+	if (!have) {
+		pthread_join(in->fetcher, NULL);
+		in->fetching = false;
+	}
+	return have;
+}
+
+/* Without a thread for it: fetch as much as may be under way. Returns 0, or a negative errno. */
+static int
+fetch_some(struct frame_input *in)
+{
 	if (in->current != NULL)
 		in->idle[in->nidle++] = in->current;
 	in->current = NULL;
 	while (!in->image_end && !in->eof && in->nidle > 0 && !pipeline_full(in->pipe)) {
-		u = in->idle[in->nidle - 1];
-		err = fetch(in, u);
-		if (err < 0)
+		struct unpack_job *u = in->idle[in->nidle - 1];
+		int err = fetch(in, u);
+
+		if (err <= 0)
 			return err;
-		if (err == 0)
-			break;
 		in->nidle--;
 		pipeline_submit(in->pipe, &u->job);
 	}
+	return 0;
+}
+
+int
+frame_input_next(struct frame_input *in, const struct unpacked **frame)
+{
+	struct unpack_job *u;
+
+	*frame = NULL;
+	if (in->fetching ? !wait_fetched(in) : in->err < 0 || fetch_some(in) < 0)
+		return in->err;
 	u = (struct unpack_job *)pipeline_take(in->pipe);
 	in->current = u;
 	if (u == NULL)
