@@ -4,7 +4,8 @@
  *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
  *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
  *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
- *   save and load print seconds.
+ *   limit time OUT COMMAND...    run COMMAND, its stdout to OUT
+ *   save, load and time print seconds.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,7 +47,7 @@ next(uint64_t *s)
 	return *s;
 }
 
-static int
+static void
 hold(size_t mib, const char *kind)
 {
 	size_t len = mib << 20;
@@ -127,15 +129,37 @@ load(const char *file)
 	return 0;
 }
 
+static int
+time_command(const char *out, char **argv)
+{
+	double begun = now();
+	pid_t pid = fork();
+	int status;
+
+	if (pid == 0) {
+		int fd = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+		dup2(fd, STDOUT_FILENO);
+		execvp(argv[0], argv);
+		_exit(127);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		die(argv[0]);
+	printf("%.4f\n", now() - begun);
+	return status != 0;
+}
+
 int
 main(int argc, char **argv)
 {
 	if (argc == 4 && strcmp(argv[1], "hold") == 0)
-		return hold(strtoul(argv[2], NULL, 10), argv[3]);
+		hold(strtoul(argv[2], NULL, 10), argv[3]);
 	if (argc == 4 && strcmp(argv[1], "save") == 0)
 		return save(atoi(argv[2]), argv[3]);
 	if (argc == 3 && strcmp(argv[1], "load") == 0)
 		return load(argv[2]);
-	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE\n", stderr);
+	if (argc >= 4 && strcmp(argv[1], "time") == 0)
+		return time_command(argv[2], argv + 3);
+	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE | time OUT COMMAND...\n", stderr);
 	return 2;
 }

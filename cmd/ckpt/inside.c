@@ -15,13 +15,9 @@
 #include "attr.h"
 #include "ckpt.h"
 #include "io.h"
+#include "kernel_abi.h"
 #include "kfeat.h"
 #include "log.h"
-
-/* struct sigaction of the kernel, not of libc. */
-struct kernel_sigaction {
-	uint64_t handler, flags, restorer, mask;
-};
 
 static int
 run(struct tracee *th, struct script *s)

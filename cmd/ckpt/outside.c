@@ -17,6 +17,7 @@
 #include "ckpt.h"
 #include "cpu.h"
 #include "io.h"
+#include "kernel_abi.h"
 #include "log.h"
 
 static char *
@@ -44,23 +45,6 @@ random_id(char **id)
 	return *id == NULL ? -ENOMEM : 0;
 }
 
-/* timens_offsets: lines `monotonic SECONDS NANOSECONDS`. */
-static int64_t
-timens_offset(int dirfd, const char *clock)
-{
-	char *text;
-	const char *p;
-	long long s = 0, ns = 0;
-
-	if (read_file(dirfd, "timens_offsets", &text) < 0)
-		return 0;
-	p = strstr(text, clock);
-	if (p != NULL)
-		sscanf(p + strlen(clock), "%lld %lld", &s, &ns);
-	free(text);
-	return s * 1000000000 + ns;
-}
-
 /* The clock as the process sees it: our own, less our offset, plus its. */
 static uint64_t
 clock_there(const struct ckpt *c, clockid_t clock, const char *name)
@@ -72,7 +56,7 @@ clock_there(const struct ckpt *c, clockid_t clock, const char *name)
 	clock_gettime(clock, &ts);
 	ns = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
 	if (!proc_same_ns(c->target.proc, "time"))
-		ns += timens_offset(c->target.proc, name) - (self < 0 ? 0 : timens_offset(self, name));
+		ns += proc_timens_offset(c->target.proc, name) - (self < 0 ? 0 : proc_timens_offset(self, name));
 	close_fd(&self);
 	return ns < 0 ? 0 : (uint64_t)ns;
 }
@@ -270,15 +254,6 @@ check_children(struct ckpt *c)
 }
 
 /* --- threads */
-
-/* struct sched_attr of sched_setattr(2), first version. */
-struct kernel_sched_attr {
-	uint32_t size, policy;
-	uint64_t flags;
-	int32_t nice;
-	uint32_t priority;
-	uint64_t runtime, deadline, period;
-};
 
 static int
 collect_affinity(const struct tracee *th, struct sched *s)

@@ -100,17 +100,11 @@ place_taken(const struct task *t)
 static int64_t
 own_offset(const char *clock)
 {
-	char *text;
-	const char *p;
-	long long s = 0, ns = 0;
+	int self = proc_open(getpid());
+	int64_t offset = self < 0 ? 0 : proc_timens_offset(self, clock);
 
-	if (read_file(AT_FDCWD, "/proc/self/timens_offsets", &text) < 0)
-		return 0;
-	p = strstr(text, clock);
-	if (p != NULL)
-		sscanf(p + strlen(clock), "%lld %lld", &s, &ns);
-	free(text);
-	return s * 1000000000 + ns;
+	close_fd(&self);
+	return offset;
 }
 
 /* What to add to the host's clock so that it goes on where the image's stood still. */

@@ -19,6 +19,7 @@
 #include "attr.h"
 #include "fault.h"
 #include "io.h"
+#include "kernel_abi.h"
 #include "log.h"
 #include "restart.h"
 
@@ -58,14 +59,6 @@ await_end(struct restart *r)
 /* --- locks */
 
 enum { LOCK_TRIES_MS = 2000 };
-
-/* struct flock of the kernel */
-struct kernel_flock {
-	int16_t type, whence;
-	int32_t pad;
-	int64_t start, len;
-	int32_t pid, pad2;
-};
 
 static void
 add_locks(struct script *s, const struct task *t)

@@ -19,6 +19,7 @@
 
 #include "attr.h"
 #include "io.h"
+#include "kernel_abi.h"
 #include "kfeat.h"
 #include "log.h"
 #include "restart.h"
@@ -115,15 +116,7 @@ add_thread_calls(struct script *s, const struct thread *th)
 		script_add(s, "rseq", SYS_rseq, th->rseq, th->rseq_size, 0, th->rseq_sig);
 }
 
-/* From outside; what is not permitted is told once. */
-struct kernel_sched_attr {
-	uint32_t size, policy;
-	uint64_t flags;
-	int32_t nice;
-	uint32_t priority;
-	uint64_t runtime, deadline, period;
-};
-
+/* From outside; what is not permitted is told. */
 static void
 set_sched(const struct restart *r, const struct tracee *t, const struct thread *th)
 {
@@ -171,10 +164,6 @@ settle_thread(struct restart *r, size_t i)
 
 /* --- the process */
 
-struct kernel_sigaction {
-	uint64_t handler, flags, restorer, mask;
-};
-
 static void
 add_actions(struct script *s, const struct task *t)
 {
@@ -191,12 +180,6 @@ add_actions(struct script *s, const struct task *t)
 #ifndef PR_TIMER_CREATE_RESTORE_IDS
 #define PR_TIMER_CREATE_RESTORE_IDS 77
 #endif
-
-/* struct sigevent of the kernel. */
-struct kernel_sigevent {
-	uint64_t value;
-	int32_t signo, notify, tid, pad[11];
-};
 
 static void
 add_timer(struct script *s, const struct posix_timer *pt, int id)

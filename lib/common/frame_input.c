@@ -242,7 +242,7 @@ frame_input_threads(struct frame_input *in)
 	/* Nothing is under way: without threads a job is run when it is taken. */
 	pipeline_free(in->pipe);
 	in->pipe = NULL;
-	err = set_jobs(in, n, 3 * n);
+	err = set_jobs(in, n, n > 6 ? 3 * n : 20); /* enough to seldom wait for each other */
 	if (err < 0 || in->image_end || in->eof)
 		return err;
 	sigfillset(&all);

@@ -122,6 +122,12 @@ int proc_read_number(int dirfd, const char *name, int base, int64_t *value);
 /* Numbers of the entries of a directory below dirfd ("task", "fd"), ascending. Caller frees. */
 int proc_list(int dirfd, const char *name, int **numbers, size_t *n);
 
+/*
+ * Offset of "monotonic" or "boottime" in the time namespace of its children, in nanoseconds; 0 where
+ * there is none. timens_offsets: `monotonic           1000         0`.
+ */
+int64_t proc_timens_offset(int dirfd, const char *clock);
+
 /* Same namespace as this process? name: "user", "pid", "time", "mnt". */
 bool proc_same_ns(int dirfd, const char *name);
 

@@ -153,3 +153,19 @@ proc_same_ns(int dirfd, const char *name)
 		return true;
 	return theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino;
 }
+
+int64_t
+proc_timens_offset(int dirfd, const char *clock)
+{
+	char *text;
+	const char *p;
+	long long s = 0, ns = 0;
+
+	if (read_file(dirfd, "timens_offsets", &text) < 0)
+		return 0;
+	p = strstr(text, clock);
+	if (p != NULL)
+		sscanf(p + strlen(clock), "%lld %lld", &s, &ns);
+	free(text);
+	return s * 1000000000 + ns;
+}

@@ -248,6 +248,27 @@ original_runs() {
 	done
 }
 
+@test "a stream without END: --hold saves it, a file is refused, --without-end runs it" {
+	start_victim anon handlers
+	ckpt -p "$PID" | cat >stream
+	gone "$PID"
+	head -c -16 stream >cut # END is the last frame
+	run restart cut
+	[ "$status" = 76 ]
+	[[ "$output" == *--without-end* ]]
+	# The stream stays open: nothing is ever written into `slow`.
+	mkfifo slow
+	run bash -c '{ cat cut; read -r -t 5 _ <>slow; } | { restart --hold 1 -; echo "status $?"; }'
+	[[ "$output" == *"status 76"* ]]
+	saved=$(echo "$output" | sed -n 's/.*saved as \([^;]*\);.*/\1/p')
+	restart --check "$saved"
+	restart_as_new --without-end cut
+	check_victim "$NEW"
+	kill -KILL "$NEW"
+	# The whole stream in a file has its END.
+	restart_as_new stream
+}
+
 @test "ckpt is killed at fifty random moments: as found" {
 	start_victim anon handlers hundred blocked vectors
 	snapshot "$PID" >before
