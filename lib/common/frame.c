@@ -169,6 +169,14 @@ stored_content(const unsigned char *p, size_t n, size_t *len)
 	return p + STORED_HEADER;
 }
 
+bool
+frame_is_stored(const unsigned char *packed, size_t n)
+{
+	size_t len;
+
+	return stored_content(packed, n, &len) != NULL;
+}
+
 int64_t
 frame_unpack(const unsigned char *packed, size_t n, unsigned char *out,
     const unsigned char **content)

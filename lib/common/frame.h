@@ -55,6 +55,9 @@ int64_t frame_length(const unsigned char *data, size_t n, uint32_t *skippable);
 int64_t frame_unpack(const unsigned char *packed, size_t n, unsigned char *out,
     const unsigned char **content);
 
+/* Is this frame, which frame_length() has measured, a stored one, cheap to unpack? */
+bool frame_is_stored(const unsigned char *packed, size_t n);
+
 /* Length of the content of a frame that frame_unpack() has accepted. */
 size_t frame_content_length(const unsigned char *packed, size_t n);
 

@@ -209,6 +209,7 @@ fetch_all(void *arg)
 
 	while (err > 0) {
 		struct unpack_job *u;
+		bool stored;
 
 		pthread_mutex_lock(&in->lock);
 		while (in->nidle == 0)
@@ -216,9 +217,16 @@ fetch_all(void *arg)
 		u = in->idle[--in->nidle];
 		pthread_mutex_unlock(&in->lock);
 		err = fetch(in, u);
+		/* To check a stored frame costs less than to hand it to another thread. */
+		stored = err > 0 && frame_is_stored(u->packed, u->len);
+		if (stored)
+			unpack(&u->job);
 		pthread_mutex_lock(&in->lock);
 		if (err > 0) {
-			pipeline_submit(in->pipe, &u->job);
+			if (stored)
+				pipeline_submit_done(in->pipe, &u->job);
+			else
+				pipeline_submit(in->pipe, &u->job);
 			in->nfetched++;
 		} else {
 			in->idle[in->nidle++] = u;

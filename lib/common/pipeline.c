@@ -17,6 +17,14 @@ struct pipeline {
 	pthread_t threads[];
 };
 
+static struct job *
+next_waiting(struct job *job)
+{
+	while (job != NULL && job->state != JOB_WAITING)
+		job = job->next;
+	return job;
+}
+
 static void *
 worker(void *arg)
 {
@@ -31,7 +39,7 @@ worker(void *arg)
 		if (p->todo == NULL)
 			break;
 		job = p->todo;
-		p->todo = job->next;
+		p->todo = next_waiting(job->next);
 		job->state = JOB_RUNNING;
 		pthread_mutex_unlock(&p->lock);
 		job->run(job);
@@ -104,22 +112,35 @@ pipeline_empty(const struct pipeline *p)
 	return p->count == 0;
 }
 
-void
-pipeline_submit(struct pipeline *p, struct job *job)
+static void
+append(struct pipeline *p, struct job *job, int state)
 {
 	pthread_mutex_lock(&p->lock);
 	job->next = NULL;
-	job->state = JOB_WAITING;
+	job->state = state;
 	if (p->last != NULL)
 		p->last->next = job;
 	else
 		p->first = job;
 	p->last = job;
-	if (p->todo == NULL)
+	if (p->todo == NULL && state == JOB_WAITING)
 		p->todo = job;
 	p->count++;
-	pthread_cond_signal(&p->work);
+	if (state == JOB_WAITING)
+		pthread_cond_signal(&p->work);
 	pthread_mutex_unlock(&p->lock);
+}
+
+void
+pipeline_submit(struct pipeline *p, struct job *job)
+{
+	append(p, job, JOB_WAITING);
+}
+
+void
+pipeline_submit_done(struct pipeline *p, struct job *job)
+{
+	append(p, job, JOB_DONE);
 }
 
 struct job *
@@ -130,7 +151,7 @@ pipeline_take(struct pipeline *p)
 	pthread_mutex_lock(&p->lock);
 	job = p->first;
 	if (job != NULL && p->nthreads == 0 && job->state == JOB_WAITING) {
-		p->todo = job->next;
+		p->todo = next_waiting(job->next);
 		job->run(job);
 		job->state = JOB_DONE;
 	}

@@ -32,6 +32,9 @@ bool pipeline_full(const struct pipeline *p);
 bool pipeline_empty(const struct pipeline *p);
 void pipeline_submit(struct pipeline *p, struct job *job);
 
+/* A job that has been run already: it only keeps its place in the order. */
+void pipeline_submit_done(struct pipeline *p, struct job *job);
+
 /* Waits for the oldest job and returns it; NULL when there is none. */
 struct job *pipeline_take(struct pipeline *p);
 
