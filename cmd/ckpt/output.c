@@ -373,20 +373,11 @@ output_commit(struct output *o)
 void
 output_status(const struct output *o, const char *fmt, ...)
 {
-	char line[256];
 	va_list ap;
-	int n;
 
-	if (o->status_fd < 0)
-		return;
 	va_start(ap, fmt);
-	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
+	write_status(o->status_fd, fmt, ap);
 	va_end(ap);
-	if (n < 0 || n >= (int)sizeof(line) - 1)
-		return;
-	line[n++] = '\n';
-	if (write_full(o->status_fd, line, (size_t)n) < 0)
-		return;
 }
 
 void

@@ -140,7 +140,6 @@ progress(void *ctx, uint64_t done, uint64_t all)
 {
 	const struct writing *wr = ctx;
 
-	(void)wr;
 	if (interrupted())
 		return fail(EINTR, "interrupted; pid %d runs on", wr->c->target.pid);
 	log_progress("memory", done * PAGE_BYTES, all * PAGE_BYTES);

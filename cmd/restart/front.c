@@ -170,7 +170,7 @@ stop_self(int pidfd, int arg)
 }
 
 int
-front_wait(struct restart *r, pid_t pid)
+front_wait(pid_t pid)
 {
 	int pidfd = pidfd_open_(pid), sigfd = signal_fd(), status;
 
@@ -179,7 +179,6 @@ front_wait(struct restart *r, pid_t pid)
 		pidfd_kill(pidfd, SIGWINCH);
 	status = reap(pid, pidfd, sigfd, stop_self, 0);
 	take_terminal();
-	(void)r;
 	return status_of(status);
 }
 

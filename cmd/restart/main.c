@@ -204,20 +204,11 @@ get_options(int argc, char **argv, struct restart_options *o)
 void
 restart_status(const struct restart *r, const char *fmt, ...)
 {
-	char line[4200];
 	va_list ap;
-	int n;
 
-	if (r->opt.status_fd < 0)
-		return;
 	va_start(ap, fmt);
-	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
+	write_status(r->opt.status_fd, fmt, ap);
 	va_end(ap);
-	if (n < 0 || n >= (int)sizeof(line) - 1)
-		return;
-	line[n++] = '\n';
-	if (write_full(r->opt.status_fd, line, (size_t)n) < 0)
-		return;
 }
 
 int
@@ -346,7 +337,7 @@ run_restart(struct restart *r)
 	if (r->report_fd >= 0)
 		return front_init(r, r->pid);
 	if (!r->opt.detach)
-		return front_wait(r, r->pid);
+		return front_wait(r->pid);
 	if (!r->source.is_channel)
 		printf("%d\n", r->pid);
 	status = fflush(stdout) == 0 ? 0 : EX_IOERR;

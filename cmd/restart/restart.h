@@ -117,10 +117,10 @@ int release(struct restart *r);
 int await_end(struct restart *r);
 int save(struct restart *r);
 
-/* Terminal settings of the image on ours; undone by front_restore(). */
+/* Terminal settings of the image on ours, until the program has ended. */
 void front_terminal(struct restart *r);
 /* Wait for pid; returns the exit status to end with. */
-int front_wait(struct restart *r, pid_t pid);
+int front_wait(pid_t pid);
 
 /* sysexits for an errno. */
 int exit_status(int err);

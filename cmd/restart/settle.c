@@ -118,7 +118,7 @@ add_thread_calls(struct script *s, const struct thread *th)
 
 /* From outside; what is not permitted is told. */
 static void
-set_sched(const struct restart *r, const struct tracee *t, const struct thread *th)
+set_sched(const struct tracee *t, const struct thread *th)
 {
 	const struct sched *s = &th->sched;
 	struct kernel_sched_attr a = {sizeof(a), (uint32_t)s->policy, s->flags, (int32_t)s->nice,
@@ -133,7 +133,6 @@ set_sched(const struct restart *r, const struct tracee *t, const struct thread *
 		    s->policy, s->nice, strerror(errno));
 	if (s->ioprio > 0 && syscall(SYS_ioprio_set, 1, t->tid, s->ioprio) < 0)
 		note("thread %" PRId64 ": I/O priority: %s", th->tid, strerror(errno));
-	(void)r;
 }
 
 static int
@@ -158,7 +157,7 @@ settle_thread(struct restart *r, size_t i)
 	if (err == 0)
 		err = tracee_set_regs(t->tid, &final);
 	if (err == 0)
-		set_sched(r, t, th);
+		set_sched(t, th);
 	return err;
 }
 

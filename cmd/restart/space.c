@@ -360,9 +360,7 @@ space_finish(struct restart *r)
 	for (size_t i = 0; i < t->nguards; i++)
 		script_add(&s, "guard pages", SYS_madvise, t->guards[i].start,
 		    t->guards[i].end - t->guards[i].start, MADV_GUARD_INSTALL_);
-	if (build_fd_base(t) > 0)
-		script_add(&s, "restart's own files", SYS_close_range, (uint64_t)build_fd_base(t),
-		    UINT32_MAX, 0);
+	script_add(&s, "restart's own files", SYS_close_range, (uint64_t)build_fd_base(t), UINT32_MAX, 0);
 	err = loop_run(&r->loop, &r->threads[0], &s);
 	for (size_t i = 0; err == 0 && i < s.ncalls; i++)
 		if (s.calls[i].result < 0 && strcmp(s.calls[i].what, "mlock") == 0) {

@@ -48,13 +48,6 @@ max_i64(int64_t a, int64_t b)
 	return a > b ? a : b;
 }
 
-/* Sum of a and b into *sum. Returns false where it does not fit. */
-static inline bool
-add_fits(uint64_t a, uint64_t b, uint64_t *sum)
-{
-	return !__builtin_add_overflow(a, b, sum);
-}
-
 /*
  * Make room for one more element in *arrayp, which holds n elements of size bytes and
  * is grown by doubling. The new element is zeroed.

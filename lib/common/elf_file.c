@@ -93,24 +93,6 @@ elf_file_end(int fd)
 	return end;
 }
 
-int
-elf_interpreter(int fd, uint64_t *offset, uint64_t *len)
-{
-	Elf64_Ehdr eh;
-	Elf64_Phdr ph[PHDRS_MAX];
-	size_t n = read_headers(fd, &eh, ph);
-
-	if (n == 0)
-		return -ENOEXEC;
-	for (size_t i = 0; i < n; i++)
-		if (ph[i].p_type == PT_INTERP) {
-			*offset = ph[i].p_offset;
-			*len = ph[i].p_filesz;
-			return 1;
-		}
-	return 0;
-}
-
 static bool
 inside(uint64_t at, uint64_t n, size_t len)
 {

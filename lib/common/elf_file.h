@@ -18,12 +18,6 @@ int elf_build_id(int fd, char hex[BUILD_ID_HEX]);
 uint64_t elf_file_end(int fd);
 
 /*
- * Place of the interpreter's name in the ELF file fd. Returns 1, 0 where it has none, or a
- * negative errno. *len counts the NUL.
- */
-int elf_interpreter(int fd, uint64_t *offset, uint64_t *len);
-
-/*
  * The dynamic symbols of an ELF file in memory, as it is loaded (a vDSO): gives each function's
  * name and offset to see(). Returns how many there were, or -EBADMSG. Pure.
  */

@@ -18,7 +18,7 @@
 
 /*
  * One frame. The content is at raw(); packed points to the whole frame, in one of the two
- * buffers. Allocated by the user; frame_init() before use.
+ * buffers. Allocated by the user.
  */
 struct frame {
 	size_t raw_len;

@@ -55,6 +55,22 @@ write_full(int fd, const void *data, size_t len)
 	return 0;
 }
 
+void
+write_status(int fd, const char *fmt, va_list ap)
+{
+	char line[4200];
+	int n;
+
+	if (fd < 0)
+		return;
+	n = vsnprintf(line, sizeof(line) - 1, fmt, ap);
+	if (n < 0 || n >= (int)sizeof(line) - 1)
+		return;
+	line[n++] = '\n';
+	if (write_full(fd, line, (size_t)n) < 0)
+		return;
+}
+
 ssize_t
 read_full(int fd, void *data, size_t len)
 {

@@ -4,6 +4,7 @@
 #ifndef PMS_IO_H
 #define PMS_IO_H
 
+#include <stdarg.h>
 #include <sys/types.h>
 
 #include "base.h"
@@ -19,6 +20,9 @@ void io_keep_stdio(void);
 
 /* Silent. Write all of it. Returns 0, or a negative errno. */
 int write_full(int fd, const void *data, size_t len);
+
+/* Silent. A line for --status-fd; fd -1: nobody asked for it. A line that is too long is left out. */
+void write_status(int fd, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 
 /* Silent. Read until len bytes or the end. Returns the count, or a negative errno. */
 ssize_t read_full(int fd, void *data, size_t len);

@@ -22,12 +22,6 @@ log_init(const char *prog, int level)
 	log_verbosity = level;
 }
 
-int
-log_level(void)
-{
-	return log_verbosity;
-}
-
 const char *
 log_last(void)
 {

@@ -15,13 +15,6 @@ static const struct {
 #undef MSG
 };
 
-const char *
-msg_name(unsigned type)
-{
-	return type < ARRAY_LEN(messages) && messages[type].name != NULL ? messages[type].name
-									  : "unknown";
-}
-
 void
 msg_put_header(struct buf *b, enum msg_type type, uint32_t id, uint64_t length)
 {

@@ -48,6 +48,4 @@ bool msg_is_hello(const unsigned char *data, size_t n);
 void msg_put_hello(struct buf *b);
 int msg_get_hello(const unsigned char *body, size_t len);
 
-const char *msg_name(unsigned type);
-
 #endif

@@ -124,12 +124,6 @@ void arch_set_park(struct arch_regs *regs, taddr park_at, int64_t pid, int64_t t
 /* Where the frame is, by the registers of a parked thread. */
 taddr arch_park_frame(const struct arch_regs *regs);
 
-/*
- * Registers with which a new thread begins its life under a tracer: nothing but zeroes and
- * the segment selectors of 64-bit user code.
- */
-void arch_fresh(struct arch_regs *regs, const struct arch_regs *like);
-
 /* Patch the function at code+offset (which will be at `at`) into a jump to `to`, or into a plain
  * system call nr, or into `return -ENOSYS` (nr < 0). room: bytes up to the end of the area. */
 #define ARCH_JUMP_BYTES 16

@@ -288,16 +288,6 @@ arch_park_frame(const struct arch_regs *regs)
 }
 
 void
-arch_fresh(struct arch_regs *regs, const struct arch_regs *like)
-{
-	memset(regs, 0, sizeof(*regs));
-	regs->cs = like->cs;
-	regs->ss = like->ss;
-	regs->eflags = 0x200; /* interrupts on, as always in user mode */
-	regs->orig_rax = UINT64_MAX;
-}
-
-void
 arch_put_jump(unsigned char *code, taddr to)
 {
 	/* movabs $to, %rax; jmp *%rax: rax holds no argument of a C function. */
