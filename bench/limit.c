@@ -4,6 +4,7 @@
  *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
  *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
  *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
+ *   limit warm MIB            touch that much memory, and free it
  *   limit time OUT COMMAND...    run COMMAND, its stdout to OUT
  *   save, load and time print seconds.
  */
@@ -130,6 +131,19 @@ load(const char *file)
 }
 
 static int
+warm(size_t mib)
+{
+	size_t len = mib << 20;
+	char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap");
+	for (size_t at = 0; at < len; at += 4096)
+		p[at] = 1;
+	return 0;
+}
+
+static int
 time_command(const char *out, char **argv)
 {
 	double begun = now();
@@ -158,8 +172,10 @@ main(int argc, char **argv)
 		return save(atoi(argv[2]), argv[3]);
 	if (argc == 3 && strcmp(argv[1], "load") == 0)
 		return load(argv[2]);
+	if (argc == 3 && strcmp(argv[1], "warm") == 0)
+		return warm(strtoul(argv[2], NULL, 10));
 	if (argc >= 4 && strcmp(argv[1], "time") == 0)
 		return time_command(argv[2], argv + 3);
-	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE | time OUT COMMAND...\n", stderr);
+	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE | warm MIB | time OUT COMMAND...\n", stderr);
 	return 2;
 }

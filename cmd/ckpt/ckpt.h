@@ -1,7 +1,8 @@
 /*
  * ckpt: a running process becomes an image. One file a phase:
  *
- *   target.c   find it, stop all of its threads, let them go again
+ *   tree.c     the process and its descendants: find them, stop them, let them go, end them
+ *   target.c   one process: find it, stop all of its threads, let them go again
  *   restarted.c  which call an interrupted wait was
  *   outside.c  what /proc and the kernel tell without its help
  *   inside.c   what only it can tell: borrowed calls
@@ -18,6 +19,7 @@
 
 #include "channel.h"
 #include "image.h"
+#include "kind.h"
 #include "model.h"
 #include "proc.h"
 #include "report.h"
@@ -36,7 +38,7 @@ struct ckpt_options {
 	int level;
 	uint64_t tail;
 	bool eintr; /* --timed-syscalls=eintr */
-	bool check, json;
+	bool check, json, single;
 	int status_fd;
 	int64_t stop_timeout_ms;
 };
@@ -51,9 +53,6 @@ struct target {
 	struct proc_status status;
 	struct proc_stat stat;
 	taddr gadget, restorer;
-	bool frozen;
-	bool decided; /* never to be let go again: it ends with us */
-	int64_t frozen_ms;
 };
 
 /* A file that is mapped or executed, while it is open here. */
@@ -63,49 +62,98 @@ struct mapped_file {
 	int fd; /* -1: only through the process's memory */
 };
 
+/* A piece of shared memory that one mapping shows. */
+struct shm_part {
+	int64_t ref;
+	uint64_t start, end;
+};
+
+/* A process of the tree. */
+struct member {
+	struct target target;
+	struct member *parent; /* NULL: the first */
+	struct task *task;     /* in the model; NULL until all are stopped */
+	struct page_runs runs;
+	unsigned char *vdso; /* code pages, as they are in the process, where no other has the same */
+	bool zombie;         /* has ended, and its parent has not waited for it */
+};
+
 struct ckpt {
 	struct ckpt_options opt;
-	struct target target;
+	struct member **members; /* parents before their children */
+	size_t nmembers;
 	struct model model;
 	struct report report;
 	struct mapped_file *mapped; /* parallel to the first of model.objects.files */
 	size_t nmapped;
-	struct page_runs runs;
+	uint64_t *shm_inos; /* parallel to model.objects.shms */
+	size_t nshm_inos;
+	struct shm_part *shm_parts; /* of shared memory: what has been listed as pages of some task */
+	size_t nshm_parts;
+	struct held *held; /* every fd of every member */
+	size_t nheld;
+	struct kind_shared shared;
 	bool no_output; /* the output could not be opened */
-	unsigned char *vdso; /* code pages, as they are in the process */
+	bool frozen;
+	bool decided; /* never to be let go again: they end with us */
+	int64_t frozen_ms;
 };
 
 /* --- target.c */
 /* Returns 0, or a negative errno, logged; ESRCH, EPERM, EBUSY tell main which exit status. */
 int target_open(struct target *t, pid_t pid);
 /* Stop every thread. On failure everything runs again. */
-int target_freeze(struct target *t, int64_t timeout_ms, bool eintr);
+int target_freeze(struct target *t, int64_t deadline_ms, bool eintr);
 /* tracee_borrow() with what is known of the process. */
 int target_borrow(const struct target *t, struct tracee *th);
-/* Give everything back; the process runs on. */
-void target_thaw(struct target *t);
+/* Every thread gets back what is its own; then it may be let go. */
+void target_give_back(struct target *t);
+void target_detach(struct target *t);
 void target_close(struct target *t);
-/* SIGKILL, and wait until it is dead. */
-int target_end(struct target *t);
+/* PTRACE_O_EXITKILL on every thread, or off again. */
+int target_set_exitkill(struct target *t, bool on);
+/* SIGKILL; then wait until it is dead. */
+int target_kill(struct target *t);
+void target_reap(struct target *t);
+
+/* --- tree.c */
+/* The first process. */
+int tree_open(struct ckpt *c, pid_t pid);
+/* Stop it and all of its descendants, until nobody new appears. On failure all run again. */
+int tree_freeze(struct ckpt *c);
+/* Give everything back; they run on. */
+void tree_thaw(struct ckpt *c);
+void tree_close(struct ckpt *c);
+int tree_set_exitkill(struct ckpt *c, bool on);
+/* SIGKILL to all, and wait until they are dead. */
+int tree_end(struct ckpt *c);
+/* Memory of the tree as it is now, in bytes; nothing is stopped. */
+uint64_t tree_memory(const struct ckpt *c);
+/* The member with this PID (as we see it), or NULL. */
+struct member *tree_find(const struct ckpt *c, pid_t pid);
 
 /* restarted.c: number of the call that goes on as restart_syscall(2); 0 if none does, -1 if unknown. */
 long restarted_call(const struct tracee *th);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
-int collect_outside(struct ckpt *c);
-int collect_inside(struct ckpt *c);
+int collect_header(struct ckpt *c);
+int collect_outside(struct ckpt *c, struct member *who);
+int collect_inside(struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
-int collect_signals(struct ckpt *c);
-int collect_space(struct ckpt *c);
+int collect_signals(struct member *who);
+int collect_space(struct ckpt *c, struct member *who);
+/* The fds of all. */
 int collect_fds(struct ckpt *c);
-int collect_contents(struct ckpt *c);
+int collect_contents(struct ckpt *c, struct member *who);
+/* Which pages of a forked process are those of its parent. */
+int collect_inherited(struct member *who);
 /* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
-int64_t space_file(struct ckpt *c, const struct proc_map *m);
+int64_t space_file(struct ckpt *c, struct member *who, const struct proc_map *m);
 void ckpt_fini(struct ckpt *c);
 
 /* --- contents.c: the pages of the stopped process */
 struct live_pages;
-struct live_pages *live_pages_new(struct ckpt *c);
+struct live_pages *live_pages_new(struct ckpt *c, struct member *who);
 void live_pages_free(struct live_pages *lp);
 struct page_source *live_pages_source(struct live_pages *lp);
 
@@ -143,8 +191,8 @@ int ending(struct ckpt *c, struct output *o);
 
 /* --- park.c */
 int park(struct ckpt *c);
-int park_resume(pid_t pid);
-int park_end(pid_t pid);
+int park_resume(struct ckpt *c, pid_t pid);
+int park_end(struct ckpt *c, pid_t pid);
 int park_list(void);
 
 /* --- main.c: SIGINT or SIGTERM came */

@@ -128,31 +128,38 @@ add_guards(struct task *t, int pagemap, const struct vma *v)
 
 /* Shared memory has its pages in the object, mapped here or not: all are read, zeroes dropped. */
 static int
-add_shm(struct ckpt *c, const struct vma *v)
+add_shm(struct ckpt *c, struct member *who, const struct vma *v)
 {
-	for (const struct vma *w = c->model.task.vmas; w < v; w++)
-		if (w->kind == VMA_SHM && w->ref == v->ref && w->offset <= v->offset &&
-		    w->offset + (w->end - w->start) >= v->offset + (v->end - v->start))
+	uint64_t len = v->end - v->start;
+	struct shm_part *part;
+
+	for (size_t i = 0; i < c->nshm_parts; i++)
+		if (c->shm_parts[i].ref == v->ref && c->shm_parts[i].start <= v->offset &&
+		    c->shm_parts[i].end >= v->offset + len)
 			return 0; /* seen through another mapping */
-	return page_runs_add(&c->runs, v->start, (v->end - v->start) / PAGE_BYTES);
+	part = ARRAY_ADD(c->shm_parts, c->nshm_parts);
+	if (part == NULL)
+		return -ENOMEM;
+	*part = (struct shm_part){v->ref, v->offset, v->offset + len};
+	return page_runs_add(&who->runs, v->start, len / PAGE_BYTES);
 }
 
 int
-collect_contents(struct ckpt *c)
+collect_contents(struct ckpt *c, struct member *who)
 {
-	struct task *t = &c->model.task;
-	int pagemap = openat(c->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
+	struct task *t = who->task;
+	int pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
 	bool scan = kfeat(KFEAT_pagemap_scan);
 	int err = 0;
 
 	if (pagemap < 0)
-		return fail_errno("pid %d: pagemap", c->target.pid);
+		return fail_errno("pid %d: pagemap", who->target.pid);
 	for (size_t i = 0; i < t->nvmas && err == 0; i++) {
 		struct vma *v = &t->vmas[i];
 		bool guarded = vma_has(v, "gu");
 
 		if (v->kind == VMA_SHM) {
-			err = add_shm(c, v);
+			err = add_shm(c, who, v);
 			continue;
 		}
 		/* MAP_DROPPABLE may lose its content at any time: it does so now. */
@@ -161,17 +168,158 @@ collect_contents(struct ckpt *c)
 		if (guarded)
 			err = add_guards(t, pagemap, v);
 		if (err == 0 && scan && !guarded) {
-			err = scan_range(pagemap, v->start, v->end, &c->runs);
+			err = scan_range(pagemap, v->start, v->end, &who->runs);
 			if (err != -ENOTTY && err != -EINVAL)
 				continue;
 			scan = false;
 			err = 0;
 		}
 		if (err == 0)
-			err = read_range(pagemap, v->start, v->end, is_own, &c->runs);
+			err = read_range(pagemap, v->start, v->end, is_own, &who->runs);
 	}
 	close(pagemap);
-	return err < 0 ? fail(-err, "pid %d: pagemap: %s", c->target.pid, strerror(-err)) : 0;
+	return err < 0 ? fail(-err, "pid %d: pagemap: %s", who->target.pid, strerror(-err)) : 0;
+}
+
+/* --- pages that a forked process has in common with its parent */
+
+/* PM_MMAP_EXCLUSIVE (4.2): nobody else has this page mapped. */
+#define PM_EXCLUSIVE (1ULL << 56)
+
+static bool
+is_shared(uint64_t entry)
+{
+	return is_own(entry) && !(entry & PM_EXCLUSIVE);
+}
+
+/*
+ * A page can only be shared by fork(2) if both have the same kind of memory at the same place; restart keeps
+ * a mapping of the child from where it begins in the parent's.
+ */
+static bool
+same_backing(const struct vma *child, const struct vma *parent)
+{
+	return parent != NULL && !parent->shared && !child->shared && parent->kind == child->kind &&
+	    parent->ref == child->ref && parent->start == child->start && parent->offset == child->offset &&
+	    vma_has(parent, "gd") == vma_has(child, "gd") && vma_has(parent, "nr") == vma_has(child, "nr") &&
+	    !vma_has(parent, "dc") && !vma_has(parent, "wf") && !vma_has(parent, "dp");
+}
+
+static const struct vma *vma_at(const struct task *t, taddr addr);
+
+/* Pages of these runs that are the parent's, byte for byte. */
+static int
+compare_runs(const struct member *who, const struct page_runs *shared, taddr limit, struct page_runs *same)
+{
+	enum { PIECE = 64 };
+	unsigned char *a = malloc(2 * PIECE * PAGE_BYTES), *b = a + PIECE * PAGE_BYTES;
+	int err = a == NULL ? -ENOMEM : 0;
+
+	for (size_t i = 0; i < shared->n && err == 0; i++) {
+		taddr at = shared->run[i].addr, end = min_u64(limit, at + shared->run[i].npages * PAGE_BYTES);
+
+		for (; at < end && err == 0; at += PIECE * PAGE_BYTES) {
+			uint64_t len = min_u64(end - at, PIECE * PAGE_BYTES);
+
+			err = mem_read(who->target.mem, at, a, len);
+			if (err == 0)
+				err = mem_read(who->parent->target.mem, at, b, len);
+			for (uint64_t off = 0; off < len && err == 0; off += PAGE_BYTES)
+				if (memcmp(a + off, b + off, PAGE_BYTES) == 0)
+					err = page_runs_add(same, at + off, 1);
+		}
+	}
+	free(a);
+	return err;
+}
+
+/* What is left of runs without those of `less`; both ascend. */
+static int
+subtract(struct page_runs *runs, const struct page_runs *less)
+{
+	struct page_runs out = {0};
+	int err = 0;
+
+	for (size_t i = 0, k = 0; i < runs->n && err == 0; i++) {
+		taddr at = runs->run[i].addr, end = at + runs->run[i].npages * PAGE_BYTES;
+
+		while (at < end && err == 0) {
+			taddr from, to;
+
+			while (k < less->n && less->run[k].addr + less->run[k].npages * PAGE_BYTES <= at)
+				k++;
+			from = k < less->n ? less->run[k].addr : end;
+			to = k < less->n ? from + less->run[k].npages * PAGE_BYTES : end;
+			if (from > at)
+				err = page_runs_add(&out, at, (min_u64(from, end) - at) / PAGE_BYTES);
+			at = from < end ? to : end;
+		}
+	}
+	page_runs_fini(runs);
+	*runs = out;
+	return err;
+}
+
+/* Was it made by fork(2) alone? Then the programs and what exec(2) laid out are the same. */
+static bool
+is_fork_of_parent(const struct member *who)
+{
+	const struct task *t = who->task, *p = who->parent != NULL ? who->parent->task : NULL;
+
+	return p != NULL && p->exe == t->exe && p->mm.vdso == t->mm.vdso && p->mm.vvar == t->mm.vvar &&
+	    p->mm.start_stack == t->mm.start_stack && p->mm.start_code == t->mm.start_code &&
+	    p->mm.vdso_hash != NULL && strcmp(p->mm.vdso_hash, t->mm.vdso_hash) == 0;
+}
+
+/* Pages of one mapping that are the parent's. */
+static int
+inherit_vma(const struct member *who, int pagemap, const struct vma *v)
+{
+	const struct vma *p = vma_at(who->parent->task, v->start);
+	struct page_runs shared = {0}, same = {0};
+	struct task *t = who->task;
+	int err = 0;
+
+	if (!same_backing(v, p) || vma_has(v, "gu"))
+		return 0;
+	err = read_range(pagemap, v->start, v->end, is_shared, &shared);
+	if (err == 0)
+		err = compare_runs(who, &shared, min_u64(v->end, p->end), &same);
+	for (size_t i = 0; i < same.n && err == 0; i++) {
+		struct page_range *r = ARRAY_ADD(t->inherits, t->ninherits);
+
+		err = r == NULL ? -ENOMEM : 0;
+		if (err == 0)
+			*r = (struct page_range){same.run[i].addr, same.run[i].addr + same.run[i].npages * PAGE_BYTES};
+	}
+	page_runs_fini(&shared);
+	page_runs_fini(&same);
+	return err;
+}
+
+int
+collect_inherited(struct member *who)
+{
+	struct task *t = who->task;
+	struct page_runs all = {0};
+	int pagemap, err = 0;
+
+	if (!is_fork_of_parent(who))
+		return 0;
+	pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
+	if (pagemap < 0)
+		return fail_errno("pid %d: pagemap", who->target.pid);
+	for (size_t i = 0; i < t->nvmas && err == 0; i++)
+		err = inherit_vma(who, pagemap, &t->vmas[i]);
+	close(pagemap);
+	t->forked = t->ninherits > 0;
+	for (size_t i = 0; i < t->ninherits && err == 0; i++)
+		err = page_runs_add(&all, t->inherits[i].start,
+		    (t->inherits[i].end - t->inherits[i].start) / PAGE_BYTES);
+	if (err == 0 && t->forked)
+		err = subtract(&who->runs, &all);
+	page_runs_fini(&all);
+	return err < 0 ? fail(-err, "pid %d: pages shared with its parent: %s", who->target.pid, strerror(-err)) : 0;
 }
 
 /* --- reading pages */
@@ -179,6 +327,7 @@ collect_contents(struct ckpt *c)
 struct live_pages {
 	struct page_source source; /* first */
 	struct ckpt *c;
+	struct member *who;
 };
 
 /* Through /proc/PID/mem also what the process itself may not read. */
@@ -198,7 +347,7 @@ read_slowly(int mem, const struct page_run *runs, size_t nruns, unsigned char *o
 static int
 read_live(struct page_source *s, const struct page_run *runs, size_t nruns, unsigned char *out)
 {
-	const struct target *t = &((struct live_pages *)s)->c->target;
+	const struct target *t = &((struct live_pages *)s)->who->target;
 	struct iovec remote[FRAME_RAW_MAX / PAGE_BYTES], local = {out, 0};
 
 	for (size_t i = 0; i < nruns; i++) {
@@ -233,7 +382,7 @@ static bool
 keep_live(struct page_source *s, taddr addr, const unsigned char *page)
 {
 	const struct ckpt *c = ((struct live_pages *)s)->c;
-	const struct vma *v = vma_at(&c->model.task, addr);
+	const struct vma *v = vma_at(((struct live_pages *)s)->who->task, addr);
 	unsigned char original[PAGE_BYTES];
 
 	if (v == NULL || v->kind != VMA_FILE)
@@ -246,7 +395,7 @@ keep_live(struct page_source *s, taddr addr, const unsigned char *page)
 }
 
 struct live_pages *
-live_pages_new(struct ckpt *c)
+live_pages_new(struct ckpt *c, struct member *who)
 {
 	struct live_pages *lp = calloc(1, sizeof(*lp));
 
@@ -254,6 +403,7 @@ live_pages_new(struct ckpt *c)
 		lp->source.read = read_live;
 		lp->source.keep = keep_live;
 		lp->c = c;
+		lp->who = who;
 	}
 	return lp;
 }

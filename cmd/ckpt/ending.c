@@ -19,45 +19,34 @@
 #include "io.h"
 #include "log.h"
 
-static int
-set_exitkill(struct ckpt *c, bool on)
-{
-	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0);
-
-	for (size_t i = 0; i < c->target.nthreads; i++)
-		if (ptrace(PTRACE_SETOPTIONS, c->target.threads[i].tid, NULL, options) < 0)
-			return fail_errno("pid %d: ptrace", c->target.threads[i].tid);
-	return on ? fault(FAULT_before_end) : 0;
-}
-
 /* The other side is known not to run: the original goes on. */
 static void
 undecide(struct ckpt *c)
 {
 	log_hush(1);
-	set_exitkill(c, false);
+	tree_set_exitkill(c, false);
 	log_hush(-1);
-	c->target.decided = false;
+	c->decided = false;
 }
 
 /* Signals that came while it stood still end with it: the image was made before them. */
 static void
-tell_late_signals(const struct ckpt *c)
+tell_late_signals(const struct member *who)
 {
 	struct proc_status st;
 	uint64_t known = 0;
 
-	for (size_t i = 0; i < c->model.task.pending.n; i += SIGINFO_BYTES) {
+	for (size_t i = 0; i < who->task->pending.n; i += SIGINFO_BYTES) {
 		int32_t sig;
 
-		memcpy(&sig, c->model.task.pending.p + i, sizeof(sig));
+		memcpy(&sig, who->task->pending.p + i, sizeof(sig));
 		known |= 1ULL << (sig - 1);
 	}
-	if (proc_read_status(c->target.proc, &st) < 0)
+	if (proc_read_status(who->target.proc, &st) < 0)
 		return;
 	for (int sig = 1; sig <= 64; sig++)
 		if ((st.shdpnd & ~known) >> (sig - 1) & 1)
-			note("pid %d: signal %d came while it stood still, and is lost", c->target.pid, sig);
+			note("pid %d: signal %d came while it stood still, and is lost", who->target.pid, sig);
 	proc_status_fini(&st);
 }
 
@@ -66,13 +55,15 @@ end_original(struct ckpt *c, struct output *o)
 {
 	int err;
 
-	tell_late_signals(c);
-	err = target_end(&c->target);
+	for (size_t i = 0; i < c->nmembers; i++)
+		if (!c->members[i]->zombie)
+			tell_late_signals(c->members[i]);
+	err = tree_end(c);
 	if (err < 0)
 		return err;
-	c->target.decided = false; /* carried out */
-	output_status(o, "ended %d", c->target.pid);
-	debug(LOG_VERBOSE, "pid %d: ended", c->target.pid);
+	c->decided = false; /* carried out */
+	output_status(o, "ended %d", c->members[0]->target.pid);
+	debug(LOG_VERBOSE, "pid %d: ended", c->members[0]->target.pid);
 	return fault(FAULT_ended);
 }
 
@@ -134,10 +125,10 @@ move_by_pipe(struct ckpt *c, struct output *o)
 	if (err == 0)
 		err = fault(FAULT_tail_out);
 	if (err == 0)
-		err = set_exitkill(c, true);
+		err = tree_set_exitkill(c, true);
 	if (err == 0)
 		err = put_end(o);
-	c->target.decided = err == 0;
+	c->decided = err == 0;
 	if (err < 0) {
 		undecide(c);
 		return err;
@@ -175,25 +166,25 @@ rescue(struct ckpt *c, const struct output *lost)
 	for (size_t i = 0; i < ARRAY_LEN(dirs) && err < 0; i++) {
 		char *name;
 
-		if (asprintf(&name, "%s/pid-%d-%.8s.ckpt", dirs[i], c->target.pid, c->model.header.id) < 0)
+		if (asprintf(&name, "%s/pid-%d-%.8s.ckpt", dirs[i], c->members[0]->target.pid, c->model.header.id) < 0)
 			break;
 		err = save_as(c, name);
 		if (err == 0)
 			fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is saved "
-			    "here as %s; restart that only if it does not", lost->name, c->target.pid, name);
+			    "here as %s; restart that only if it does not", lost->name, c->members[0]->target.pid, name);
 		free(name);
 	}
 	if (err == 0)
-		return target_end(&c->target) < 0 ? -EIO : -ECONNRESET;
-	set_exitkill(c, false);
-	c->target.decided = false;
+		return tree_end(c) < 0 ? -EIO : -ECONNRESET;
+	tree_set_exitkill(c, false);
+	c->decided = false;
 	err = park(c);
 	if (err < 0) {
-		c->target.decided = true;
+		c->decided = true;
 		return err;
 	}
 	return fail(ECONNRESET, "%s: lost after it was told to go on: pid %d may run there, and is parked "
-	    "here; ckpt --resume %d only if it does not", lost->name, c->target.pid, c->target.pid);
+	    "here; ckpt --resume %d only if it does not", lost->name, c->members[0]->target.pid, c->members[0]->target.pid);
 }
 
 static int
@@ -209,14 +200,14 @@ move_by_channel(struct ckpt *c, struct output *o)
 	if (err == 0)
 		err = fault(FAULT_tail_out);
 	if (err == 0 && c->opt.after == AFTER_MOVE)
-		err = set_exitkill(c, true);
+		err = tree_set_exitkill(c, true);
 	if (err == 0)
 		err = channel_send(&o->channel, MSG_GO, NULL, 0);
 	if (err < 0) {
 		undecide(c);
 		return err;
 	}
-	c->target.decided = c->opt.after == AFTER_MOVE;
+	c->decided = c->opt.after == AFTER_MOVE;
 	interrupts_end();
 	fault(FAULT_end_out);
 	err = channel_expect(&o->channel, MSG_RUNNING, body, sizeof(body), &got);

@@ -1,5 +1,5 @@
 /*
- * Open files: which fds are one open file description, and what each description is.
+ * Open files: which fds, of all processes, are one open file description, and what each description is.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,73 +16,76 @@
 #include "kind.h"
 #include "log.h"
 
-/* An ofd that has been seen, with what tells it from most others cheaply. */
-struct seen {
-	int fd;
-	dev_t dev;
-	ino_t ino;
-	int64_t pos;
-	uint64_t flags;
-};
-
 static bool
-same_ofd(const struct target *t, const struct seen *a, const struct seen *b)
+same_ofd(const struct held *a, const struct held *b)
 {
 	long r;
 
 	if (a->dev != b->dev || a->ino != b->ino || a->pos != b->pos || a->flags != b->flags)
 		return false;
 	if (!kfeat(KFEAT_kcmp))
-		return true;
-	r = syscall(SYS_kcmp, t->pid, t->pid, KCMP_FILE, a->fd, b->fd);
+		return !a->anon;
+	r = syscall(SYS_kcmp, a->pid, b->pid, KCMP_FILE, a->fd, b->fd);
 	/* Where the kernel does not tell: two that agree in everything are taken as one. */
-	return r == 0 || r < 0;
+	return r == 0 || (r < 0 && !a->anon);
 }
 
 static int
-add_locks(struct ckpt *c, const struct kind_save *s)
+lock_kind(const struct proc_lock *l)
 {
-	struct task *t = &c->model.task;
+	static const char *const names[] = {[LOCK_POSIX] = "POSIX", [LOCK_FLOCK] = "FLOCK",
+	    [LOCK_OFD] = "OFDLCK", [LOCK_LEASE] = "LEASE"};
+
+	for (int i = 0; i < (int)ARRAY_LEN(names); i++)
+		if (strcmp(l->type, names[i]) == 0)
+			return i;
+	return -1;
+}
+
+/*
+ * Those of POSIX belong to the process, the others to the open file description: they are shown for each
+ * process that has it, and taken from the first.
+ */
+static int
+add_locks(struct ckpt *c, struct task *t, const struct kind_save *s, bool first)
+{
+	int err = 0;
 
 	if (s->info.nlocks > PROC_LOCKS_MAX)
 		return report_add(&c->report, LOSS, 0, s->object, NULL, "only %d of its %d locks are kept",
 		    PROC_LOCKS_MAX, s->info.nlocks);
-	for (int i = 0; i < s->info.nlocks; i++) {
+	for (int i = 0; i < s->info.nlocks && err == 0; i++) {
 		const struct proc_lock *l = &s->info.locks[i];
+		int kind = lock_kind(l);
 		struct file_lock *out;
-		int64_t kind = strcmp(l->type, "POSIX") == 0 ? LOCK_POSIX
-		    : strcmp(l->type, "FLOCK") == 0 ? LOCK_FLOCK
-		    : strcmp(l->type, "OFDLCK") == 0 ? LOCK_OFD : -1;
 
 		if (kind < 0) {
-			int err = report_add(&c->report, LOSS, 0, s->object, NULL, "a lock of kind %s is lost",
-			    l->type);
-
-			if (err < 0)
-				return err;
+			err = report_add(&c->report, LOSS, 0, s->object, NULL, "a lock of kind %s is lost", l->type);
 			continue;
 		}
+		if (kind != LOCK_POSIX && !first)
+			continue;
 		out = ARRAY_ADD(t->locks, t->nlocks);
 		if (out == NULL)
 			return -ENOMEM;
 		*out = (struct file_lock){s->fd, kind, l->write, l->start, l->end};
 	}
-	return 0;
+	return err;
 }
 
+/* Whom signals go to, as the program knows them. */
 static void
-read_owner(const struct kind_save *s, struct ofd *ofd)
+read_owner(const struct ckpt *c, const struct kind_save *s, struct ofd *ofd)
 {
-	int fd;
-	struct f_owner_ex owner;
+	struct f_owner_ex owner = {0};
+	int fd = s->info.flags & O_PATH ? -1 : kind_get_fd(s);
 
-	if (!(s->info.flags & O_ASYNC))
-		return;
-	fd = kind_get_fd(s);
 	if (fd < 0)
 		return;
-	if (fcntl(fd, F_GETOWN_EX, &owner) == 0) {
-		ofd->owner = owner.pid;
+	if (fcntl(fd, F_GETOWN_EX, &owner) == 0 && owner.pid > 0) {
+		const struct member *who = tree_find(c, owner.pid);
+
+		ofd->owner = who != NULL ? who->task->pid : owner.pid;
 		ofd->owner_type = owner.type;
 	}
 	ofd->sig = fcntl(fd, F_GETSIG);
@@ -95,23 +98,21 @@ add_ofd(struct ckpt *c, struct kind_save *s)
 	struct objects *o = &c->model.objects;
 	struct ofd *ofd = ARRAY_ADD(o->ofds, o->nofds);
 	size_t index = o->nofds - 1;
+	struct ofd out = {.ref = -1, .kind = kind_of(s), .flags = s->info.flags & ~(uint64_t)O_CLOEXEC,
+	    .pos = s->info.pos};
 	int err;
 
 	if (ofd == NULL)
 		return -ENOMEM;
-	ofd->ref = -1;
-	ofd->kind = kind_of(s);
-	ofd->flags = s->info.flags & ~(uint64_t)O_CLOEXEC;
-	ofd->pos = s->info.pos;
-	err = kinds[ofd->kind]->save(s, ofd);
-	if (err < 0)
-		return err;
-	read_owner(s, &o->ofds[index]);
-	return 0;
+	err = kinds[out.kind]->save(s, &out);
+	if (err == 0)
+		read_owner(c, s, &out);
+	o->ofds[index] = out;
+	return err;
 }
 
 static int
-look_at(struct ckpt *c, struct kind_save *s, char **link)
+look_at(const struct held *h, struct kind_save *s, char **link)
 {
 	char path[32];
 	int err;
@@ -123,64 +124,122 @@ look_at(struct ckpt *c, struct kind_save *s, char **link)
 		err = -errno;
 	if (err == 0)
 		err = proc_read_fdinfo(s->proc, s->fd, &s->info);
-	return err < 0 ? fail(-err, "pid %d: fd %d: %s", c->target.pid, s->fd, strerror(-err)) : 0;
+	return err < 0 ? fail(-err, "pid %d: fd %d: %s", h->pid, s->fd, strerror(-err)) : 0;
 }
 
-/* One fd: which of the seen ones is it, or a new one? */
+/* One fd: which of those before it is the same, or what is it? */
 static int
-collect_fd(struct ckpt *c, int fd, struct seen **seen, size_t *nseen)
+collect_fd(struct ckpt *c, struct member *who, struct held *h)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	char object[48], *link = NULL;
-	struct kind_save s = {.pid = c->target.pid, .proc = c->target.proc,
-	    .pidfd = c->target.pidfd, .fd = fd, .object = object,
-	    .embed = c->opt.embed == EMBED_ALL, .objects = &c->model.objects, .report = &c->report};
-	struct fd_slot *slot = ARRAY_ADD(t->fds, t->nfds);
-	struct seen now;
-	size_t i = 0;
+	struct kind_save s = {.pid = h->pid, .proc = who->target.proc, .pidfd = who->target.pidfd, .fd = h->fd,
+	    .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held, .nheld = c->nheld,
+	    .objects = &c->model.objects, .report = &c->report, .shared = &c->shared};
+	const struct held *same = c->held;
+	struct fd_slot *slot;
+	bool first, first_here = true;
 	int err;
 
+	while (same != h && !same_ofd(same, h))
+		same++;
+	first = same == h;
+	for (size_t i = 0; i < t->nfds; i++)
+		first_here &= first || t->fds[i].ofd != same->ofd;
+	h->ofd = first ? (int64_t)c->model.objects.nofds : same->ofd;
+	slot = ARRAY_ADD(t->fds, t->nfds);
 	if (slot == NULL)
 		return -ENOMEM;
-	snprintf(object, sizeof(object), "pid %d: fd %d", c->target.pid, fd);
-	err = look_at(c, &s, &link);
-	if (err < 0)
-		goto out;
-	now = (struct seen){fd, s.st.st_dev, s.st.st_ino, s.info.pos, s.info.flags & ~(uint64_t)O_CLOEXEC};
-	while (i < *nseen && !same_ofd(&c->target, &(*seen)[i], &now))
-		i++;
-	slot->fd = fd;
-	slot->ofd = (int64_t)i;
-	slot->cloexec = (s.info.flags & O_CLOEXEC) != 0;
-	if (i == *nseen) {
-		struct seen *p = ARRAY_ADD(*seen, *nseen);
-
-		err = p == NULL ? -ENOMEM : 0;
-		if (err == 0) {
-			*p = now;
-			err = add_ofd(c, &s);
-		}
-		if (err == 0)
-			err = add_locks(c, &s);
-	}
-out:
+	*slot = (struct fd_slot){h->fd, h->ofd, h->cloexec};
+	if (!first_here)
+		return 0;
+	snprintf(object, sizeof(object), "pid %d: fd %d", h->pid, h->fd);
+	err = look_at(h, &s, &link);
+	if (err == 0 && first)
+		err = add_ofd(c, &s);
+	if (err == 0)
+		err = add_locks(c, t, &s, first);
 	free(link);
+	return err;
+}
+
+static int
+hold(struct ckpt *c, const struct member *who, int fd)
+{
+	struct held *h = ARRAY_ADD(c->held, c->nheld);
+	struct proc_fdinfo info;
+	struct stat st;
+	char path[32], *link = NULL;
+	int err;
+
+	if (h == NULL)
+		return -ENOMEM;
+	snprintf(path, sizeof(path), "fd/%d", fd);
+	err = proc_read_fdinfo(who->target.proc, fd, &info);
+	if (err == 0 && fstatat(who->target.proc, path, &st, 0) < 0)
+		err = -errno;
+	if (err == 0)
+		err = read_link(who->target.proc, path, &link);
+	if (err < 0)
+		return fail(-err, "pid %d: fd %d: %s", who->target.pid, fd, strerror(-err));
+	*h = (struct held){.pid = who->target.pid, .task_pid = who->task->pid, .pidfd = who->target.pidfd, .fd = fd,
+	    .dev = st.st_dev, .ino = st.st_ino, .pos = info.pos, .flags = info.flags & ~(uint64_t)O_CLOEXEC,
+	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .ofd = -1};
+	free(link);
+	return 0;
+}
+
+static int
+hold_all(struct ckpt *c, const struct member *who)
+{
+	size_t n;
+	int *fds, err = proc_list(who->target.proc, "fd", &fds, &n);
+
+	if (err < 0)
+		return fail(-err, "pid %d: its open files cannot be listed: %s", who->target.pid,
+		    strerror(-err));
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = hold(c, who, fds[i]);
+	free(fds);
+	return err;
+}
+
+/* When all are known: what refers to others. */
+static int
+finish_ofds(struct ckpt *c)
+{
+	struct objects *o = &c->model.objects;
+	int err = 0;
+
+	for (size_t i = 0; i < o->nofds && err == 0; i++) {
+		const struct held *h = c->held;
+		char object[48];
+		struct kind_save s = {.object = object, .held = c->held, .nheld = c->nheld, .objects = o,
+		    .report = &c->report, .shared = &c->shared};
+
+		if (kinds[o->ofds[i].kind]->refer == NULL)
+			continue;
+		while (h->ofd != (int64_t)i)
+			h++;
+		s.pid = h->pid;
+		s.fd = h->fd;
+		s.pidfd = h->pidfd;
+		s.proc = tree_find(c, h->pid)->target.proc;
+		snprintf(object, sizeof(object), "pid %d: fd %d", h->pid, h->fd);
+		err = kinds[o->ofds[i].kind]->refer(&s, &o->ofds[i]);
+	}
 	return err;
 }
 
 int
 collect_fds(struct ckpt *c)
 {
-	struct seen *seen = NULL;
-	size_t nseen = 0, n;
-	int *fds, err = proc_list(c->target.proc, "fd", &fds, &n);
+	int err = 0;
 
-	if (err < 0)
-		return fail(-err, "pid %d: its open files cannot be listed: %s", c->target.pid,
-		    strerror(-err));
-	for (size_t i = 0; i < n && err == 0; i++)
-		err = collect_fd(c, fds[i], &seen, &nseen);
-	free(seen);
-	free(fds);
-	return err;
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!c->members[i]->zombie)
+			err = hold_all(c, c->members[i]);
+	for (size_t i = 0; i < c->nheld && err == 0; i++)
+		err = collect_fd(c, tree_find(c, c->held[i].pid), &c->held[i]);
+	return err < 0 ? err : finish_ofds(c);
 }

@@ -160,18 +160,18 @@ ask_itimers(struct tracee *th, struct task *t)
 }
 
 static int64_t
-inner_tid(const struct ckpt *c, int64_t tid)
+inner_tid(const struct member *who, int64_t tid)
 {
-	for (size_t i = 0; i < c->target.nthreads; i++)
-		if (c->target.threads[i].tid == tid)
-			return c->model.task.threads[i].tid;
+	for (size_t i = 0; i < who->target.nthreads; i++)
+		if (who->target.threads[i].tid == tid)
+			return who->task->threads[i].tid;
 	return tid;
 }
 
 static int
-ask_posix_timer(struct ckpt *c, struct tracee *th, const struct proc_timer *pt)
+ask_posix_timer(struct member *who, struct tracee *th, const struct proc_timer *pt)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	struct script s = {0};
 	uint64_t at = script_data(&s, NULL, sizeof(struct itimerspec));
 	struct posix_timer *out;
@@ -189,7 +189,7 @@ ask_posix_timer(struct ckpt *c, struct tracee *th, const struct proc_timer *pt)
 			err = -ENOMEM;
 		else
 			*out = (struct posix_timer){pt->id, pt->clock, pt->notify, pt->sig,
-			    inner_tid(c, pt->tid), pt->sigval,
+			    inner_tid(who, pt->tid), pt->sigval,
 			    v.it_value.tv_sec * 1000000000LL + v.it_value.tv_nsec,
 			    v.it_interval.tv_sec * 1000000000LL + v.it_interval.tv_nsec,
 			    s.calls[1].result};
@@ -207,12 +207,12 @@ by_id(const void *a, const void *b)
 }
 
 static int
-ask_posix_timers(struct ckpt *c, struct tracee *th)
+ask_posix_timers(struct member *who, struct tracee *th)
 {
 	struct proc_timer *timers = NULL;
 	size_t n = 0;
 	char *text;
-	int err = (int)read_file(c->target.proc, "timers", &text);
+	int err = (int)read_file(who->target.proc, "timers", &text);
 
 	if (err < 0)
 		return err == -ENOENT ? 0 : fail(-err, "pid %d: timers: %s", th->tid, strerror(-err));
@@ -223,7 +223,7 @@ ask_posix_timers(struct ckpt *c, struct tracee *th)
 	if (n > 0)
 		qsort(timers, n, sizeof(*timers), by_id);
 	for (size_t i = 0; err == 0 && i < n; i++)
-		err = ask_posix_timer(c, th, &timers[i]);
+		err = ask_posix_timer(who, th, &timers[i]);
 	free(timers);
 	return err;
 }
@@ -283,23 +283,23 @@ ask_process(struct tracee *th, struct task *t)
 }
 
 int
-collect_inside(struct ckpt *c)
+collect_inside(struct member *who)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	int err = 0;
 
-	for (size_t i = 0; i < c->target.nthreads && err == 0; i++) {
-		struct tracee *th = &c->target.threads[i];
+	for (size_t i = 0; i < who->target.nthreads && err == 0; i++) {
+		struct tracee *th = &who->target.threads[i];
 
-		err = target_borrow(&c->target, th);
+		err = target_borrow(&who->target, th);
 		if (err == 0)
 			err = ask_thread(th, &t->threads[i]);
 		if (err == 0 && i == 0) {
-			err = ask_actions(th, &c->target.status, t);
+			err = ask_actions(th, &who->target.status, t);
 			if (err == 0)
 				err = ask_itimers(th, t);
 			if (err == 0)
-				err = ask_posix_timers(c, th);
+				err = ask_posix_timers(who, th);
 			if (err == 0)
 				err = ask_process(th, t);
 		}

@@ -63,7 +63,7 @@ misused(const char *what)
 }
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -77,7 +77,7 @@ static const struct option long_options[] = {
     {"status-fd", required_argument, NULL, OPT_STATUS},
     {"stop-timeout", required_argument, NULL, OPT_TIMEOUT},
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
-    {"list", no_argument, NULL, OPT_LIST}, {"fault", required_argument, NULL, 'F'},
+    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
     {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
 };
@@ -125,6 +125,9 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_CHECK:
 		o->check = true;
+		break;
+	case OPT_SINGLE:
+		o->single = true;
 		break;
 	case OPT_JSON:
 		o->json = true;
@@ -298,25 +301,44 @@ exit_status(const struct ckpt *c, int err)
 	}
 }
 
-/* Everything but the pages, with the process stopped. */
+/* What takes no help of theirs: obstacles show before anything is borrowed. */
+static int
+collect_from_outside(struct ckpt *c)
+{
+	int err = collect_header(c);
+
+	for (size_t i = 0; i < c->nmembers && err == 0; i++) {
+		err = collect_outside(c, c->members[i]);
+		if (err == 0 && !c->members[i]->zombie)
+			err = collect_space(c, c->members[i]);
+	}
+	return err < 0 ? err : collect_fds(c);
+}
+
+static int
+collect_from_inside(struct ckpt *c, struct member *who)
+{
+	int err = collect_inside(who);
+
+	if (err == 0)
+		err = collect_signals(who);
+	if (err == 0)
+		err = collect_contents(c, who);
+	return err < 0 ? err : collect_inherited(who);
+}
+
+/* Everything but the pages, with the processes stopped. */
 static int
 collect(struct ckpt *c)
 {
-	int err = collect_outside(c);
+	int err = collect_from_outside(c);
 
-	if (err == 0)
-		err = collect_space(c);
-	if (err == 0)
-		err = collect_fds(c);
 	/* Nothing is borrowed from a process that cannot be moved anyway (its filters might kill it). */
 	if (err == 0 && report_status(&c->report) != 0)
 		return 0;
-	if (err == 0)
-		err = collect_inside(c);
-	if (err == 0)
-		err = collect_signals(c);
-	if (err == 0)
-		err = collect_contents(c);
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!c->members[i]->zombie)
+			err = collect_from_inside(c, c->members[i]);
 	return err < 0 ? err : fault(FAULT_collected);
 }
 
@@ -326,10 +348,10 @@ run_check(struct ckpt *c)
 	int err;
 
 	c->report.collect = true;
-	err = target_freeze(&c->target, c->opt.stop_timeout_ms, c->opt.eintr);
+	err = tree_freeze(c);
 	if (err == 0)
 		err = collect(c);
-	target_thaw(&c->target);
+	tree_thaw(c);
 	if (err < 0)
 		return err;
 	if (c->opt.json)
@@ -351,9 +373,9 @@ run_ckpt(struct ckpt *c)
 	if (err == 0 && interrupted())
 		err = fail(EINTR, "interrupted");
 	if (err == 0)
-		err = target_freeze(&c->target, c->opt.stop_timeout_ms, c->opt.eintr);
+		err = tree_freeze(c);
 	if (err == 0) {
-		output_status(&o, "stopped %d", c->target.pid);
+		output_status(&o, "stopped %d", c->members[0]->target.pid);
 		err = collect(c);
 		if (err == 0 && o.kind == OUTPUT_PIPE && c->opt.after == AFTER_MOVE)
 			err = put_ack(&o);
@@ -361,10 +383,10 @@ run_ckpt(struct ckpt *c)
 			err = write_image(c, &o);
 		/* What is copied need not wait for the disk. */
 		if (c->opt.after == AFTER_COPY)
-			target_thaw(&c->target);
+			tree_thaw(c);
 		if (err == 0)
 			err = ending(c, &o);
-		target_thaw(&c->target);
+		tree_thaw(c);
 	}
 	output_status(&o, err == 0 ? "done" : "failed");
 	output_close(&o);
@@ -374,16 +396,22 @@ run_ckpt(struct ckpt *c)
 void
 ckpt_fini(struct ckpt *c)
 {
-	target_close(&c->target);
+	size_t ntasks = c->model.header.ntasks;
+
+	tree_close(c);
 	for (size_t i = 0; i < c->nmapped; i++)
 		close_fd(&c->mapped[i].fd);
 	free(c->mapped);
-	free(c->vdso);
-	page_runs_fini(&c->runs);
+	free(c->shm_inos);
+	free(c->shm_parts);
+	free(c->held);
+	kind_shared_fini(&c->shared);
 	report_fini(&c->report);
 	record_free(&record_header, &c->model.header);
 	record_free(&record_objects, &c->model.objects);
-	record_free(&record_task, &c->model.task);
+	for (size_t i = 0; c->model.tasks != NULL && i < ntasks; i++)
+		record_free(&record_task, &c->model.tasks[i]);
+	free(c->model.tasks);
 }
 
 int
@@ -399,14 +427,14 @@ main(int argc, char **argv)
 	prepare();
 	if (action == DO_CKPT) {
 		check_options(&c.opt);
-		err = target_open(&c.target, c.opt.pid);
+		err = tree_open(&c, c.opt.pid);
 		if (err == 0)
 			err = c.opt.check ? run_check(&c) : run_ckpt(&c);
-		status = exit_status(&c, err);
-		ckpt_fini(&c);
-		return status;
+	} else {
+		err = action == DO_LIST ? park_list()
+		    : action == DO_END ? park_end(&c, c.opt.pid) : park_resume(&c, c.opt.pid);
 	}
-	err = action == DO_LIST ? park_list()
-	    : action == DO_END ? park_end(c.opt.pid) : park_resume(c.opt.pid);
-	return exit_status(&c, err);
+	status = exit_status(&c, err);
+	ckpt_fini(&c);
+	return status;
 }

@@ -235,9 +235,9 @@ sample_ratio(const struct ckpt *c)
 	int mem;
 	char path[32];
 
-	snprintf(path, sizeof(path), "/proc/%d/mem", c->target.pid);
+	snprintf(path, sizeof(path), "/proc/%d/mem", c->members[0]->target.pid);
 	mem = open(path, O_RDONLY | O_CLOEXEC);
-	if (data == NULL || out == NULL || mem < 0 || proc_read_maps(c->target.proc, false, &maps) < 0)
+	if (data == NULL || out == NULL || mem < 0 || proc_read_maps(c->members[0]->target.proc, false, &maps) < 0)
 		goto out;
 	for (size_t i = 0; i < maps.n; i++)
 		all += maps.map[i].ino == 0 ? maps.map[i].end - maps.map[i].start : 0;
@@ -265,8 +265,7 @@ out:
 int
 output_check_room(struct output *o, const struct ckpt *c)
 {
-	const struct proc_status *st = &c->target.status;
-	uint64_t need = (st->rss_anon_kb + st->rss_shmem_kb + st->swap_kb) << 10, room;
+	uint64_t need = tree_memory(c), room;
 	struct statvfs fs;
 
 	if (o->kind != OUTPUT_FILE || fstatvfs(o->fd, &fs) < 0)

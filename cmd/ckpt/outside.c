@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,12 +19,13 @@
 #include "cpu.h"
 #include "io.h"
 #include "kernel_abi.h"
+#include "kfeat.h"
 #include "log.h"
 
 static char *
-object_name(const struct ckpt *c, char name[64])
+object_name(const struct member *who, char name[64])
 {
-	snprintf(name, 64, "pid %d", c->target.pid);
+	snprintf(name, 64, "pid %d", who->target.pid);
 	return name;
 }
 
@@ -47,7 +49,7 @@ random_id(char **id)
 
 /* The clock as the process sees it: our own, less our offset, plus its. */
 static uint64_t
-clock_there(const struct ckpt *c, clockid_t clock, const char *name)
+clock_there(const struct member *who, clockid_t clock, const char *name)
 {
 	struct timespec ts;
 	int64_t ns;
@@ -55,16 +57,43 @@ clock_there(const struct ckpt *c, clockid_t clock, const char *name)
 
 	clock_gettime(clock, &ts);
 	ns = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-	if (!proc_same_ns(c->target.proc, "time"))
-		ns += proc_timens_offset(c->target.proc, name) - (self < 0 ? 0 : proc_timens_offset(self, name));
+	if (!proc_same_ns(who->target.proc, "time"))
+		ns += proc_timens_offset(who->target.proc, name) - (self < 0 ? 0 : proc_timens_offset(self, name));
 	close_fd(&self);
 	return ns < 0 ? 0 : (uint64_t)ns;
 }
 
+/* Where all the tasks are, and the first of them. */
 static int
+list_tasks(struct ckpt *c)
+{
+	struct image_header *h = &c->model.header;
+
+	h->tasks = calloc(c->nmembers, sizeof(*h->tasks));
+	c->model.tasks = calloc(c->nmembers, sizeof(*c->model.tasks));
+	if (h->tasks == NULL || c->model.tasks == NULL)
+		return -ENOMEM;
+	h->ntasks = c->nmembers;
+	for (size_t i = 0; i < c->nmembers; i++) {
+		const struct proc_status *st = &c->members[i]->target.status;
+
+		h->tasks[i] = st->nspid[st->levels - 1];
+		c->members[i]->task = &c->model.tasks[i];
+	}
+	if (c->nmembers > 1) {
+		h->features = calloc(1, sizeof(char *));
+		if (h->features == NULL || (h->features[0] = strdup("tasks")) == NULL)
+			return -ENOMEM;
+		h->nfeatures = 1;
+	}
+	return 0;
+}
+
+int
 collect_header(struct ckpt *c)
 {
 	struct image_header *h = &c->model.header;
+	const struct member *who = c->members[0];
 	struct utsname un;
 	struct timespec ts;
 	char *boot = NULL;
@@ -74,11 +103,11 @@ collect_header(struct ckpt *c)
 	clock_gettime(CLOCK_REALTIME, &ts);
 	h->version = IMAGE_VERSION;
 	h->page_bytes = PAGE_BYTES;
-	h->host_pid = c->target.pid;
-	h->pid = c->target.status.nspid[c->target.status.levels - 1];
+	h->host_pid = who->target.pid;
+	h->pid = who->target.status.nspid[who->target.status.levels - 1];
 	h->realtime_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-	h->monotonic_ns = clock_there(c, CLOCK_MONOTONIC, "monotonic");
-	h->boottime_ns = clock_there(c, CLOCK_BOOTTIME, "boottime");
+	h->monotonic_ns = clock_there(who, CLOCK_MONOTONIC, "monotonic");
+	h->boottime_ns = clock_there(who, CLOCK_BOOTTIME, "boottime");
 	h->arch = strdup(ARCH_NAME);
 	h->host = strdup(un.nodename);
 	h->kernel = strdup(un.release);
@@ -91,7 +120,8 @@ collect_header(struct ckpt *c)
 	err = cpu_identify(&h->cpu);
 	if (err < 0)
 		return fail(-err, "/proc/cpuinfo: %s", strerror(-err));
-	return random_id(&h->id);
+	err = list_tasks(c);
+	return err < 0 ? err : random_id(&h->id);
 }
 
 /* --- IDs and credentials, as the program sees them */
@@ -105,16 +135,16 @@ inner_id(const char *map, int64_t id)
 }
 
 static int
-collect_creds(struct ckpt *c)
+collect_creds(struct member *who)
 {
-	const struct proc_status *st = &c->target.status;
-	struct creds *cr = &c->model.task.creds;
+	const struct proc_status *st = &who->target.status;
+	struct creds *cr = &who->task->creds;
 	char *uids = NULL, *gids = NULL;
 
-	if (!proc_same_ns(c->target.proc, "user") &&
-	    (read_file(c->target.proc, "uid_map", &uids) < 0 ||
-		read_file(c->target.proc, "gid_map", &gids) < 0))
-		return fail(EIO, "pid %d: its user namespace cannot be read", c->target.pid);
+	if (!proc_same_ns(who->target.proc, "user") &&
+	    (read_file(who->target.proc, "uid_map", &uids) < 0 ||
+		read_file(who->target.proc, "gid_map", &gids) < 0))
+		return fail(EIO, "pid %d: its user namespace cannot be read", who->target.pid);
 	for (int i = 0; i < 4; i++) {
 		cr->uid[i] = inner_id(uids, st->uid[i]);
 		cr->gid[i] = inner_id(gids, st->gid[i]);
@@ -137,14 +167,14 @@ collect_creds(struct ckpt *c)
 }
 
 static int
-check_seccomp(struct ckpt *c)
+check_seccomp(struct ckpt *c, struct member *who)
 {
 	int self = proc_open(getpid());
 	struct proc_status own;
 	char name[64];
 	unsigned ours = 0;
 
-	if (c->target.status.seccomp == 0)
+	if (who->target.status.seccomp == 0)
 		return 0;
 	if (self >= 0 && proc_read_status(self, &own) == 0) {
 		ours = own.seccomp == 2 ? own.seccomp_filters : 0;
@@ -152,9 +182,9 @@ check_seccomp(struct ckpt *c)
 	}
 	close_fd(&self);
 	/* The filters of a whole container are on ckpt as well: not the program's own. */
-	if (c->target.status.seccomp == 2 && c->target.status.seccomp_filters <= ours)
+	if (who->target.status.seccomp == 2 && who->target.status.seccomp_filters <= ours)
 		return 0;
-	return report_add(&c->report, OBSTACLE, 69, object_name(c, name),
+	return report_add(&c->report, OBSTACLE, 69, object_name(who, name),
 	    "start it without its sandbox", "it has seccomp filters of its own, which cannot be carried");
 }
 
@@ -162,19 +192,19 @@ check_seccomp(struct ckpt *c)
 
 /* Not by prlimit(2), which needs CAP_SYS_RESOURCE for another user's process. */
 static int
-collect_rlimits(struct ckpt *c)
+collect_rlimits(struct member *who)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	struct proc_limit limits[16];
 	char *text;
-	int err = (int)read_file(c->target.proc, "limits", &text);
+	int err = (int)read_file(who->target.proc, "limits", &text);
 
 	if (err >= 0) {
 		err = proc_limits_parse(limits, text);
 		free(text);
 	}
 	if (err < 0)
-		return fail(-err, "pid %d: limits: %s", c->target.pid, strerror(-err));
+		return fail(-err, "pid %d: limits: %s", who->target.pid, strerror(-err));
 	for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
 		struct rlimit_pair *pair = ARRAY_ADD(t->rlimits, t->nrlimits);
 
@@ -186,40 +216,57 @@ collect_rlimits(struct ckpt *c)
 }
 
 static int
-collect_links(struct ckpt *c)
+collect_links(struct ckpt *c, struct member *who)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	char *root = NULL, name[64];
-	int err = read_link(c->target.proc, "cwd", &t->cwd);
+	int err = read_link(who->target.proc, "cwd", &t->cwd);
 
 	if (err == 0)
-		err = read_link(c->target.proc, "root", &root);
+		err = read_link(who->target.proc, "root", &root);
 	if (err < 0)
-		return fail(-err, "pid %d: its directories cannot be read: %s", c->target.pid,
+		return fail(-err, "pid %d: its directories cannot be read: %s", who->target.pid,
 		    strerror(-err));
 	if (strcmp(root, "/") != 0)
-		err = report_add(&c->report, OBSTACLE, 69, object_name(c, name), NULL,
+		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
 		    "it lives in a changed root, %s", root);
 	free(root);
 	return err;
 }
 
+/* Who it is, which is all that is left of one that has ended. */
 static int
-collect_task_outside(struct ckpt *c)
+collect_identity(struct member *who)
 {
-	const struct target *tg = &c->target;
+	const struct target *tg = &who->target;
 	const struct proc_status *st = &tg->status;
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	int last = st->levels - 1;
-	int64_t number;
 
 	t->pid = st->nspid[last];
 	t->pgid = st->nspgid[last];
 	t->sid = st->nssid[last];
 	t->group_leader = t->pid == t->pgid;
 	t->session_leader = t->pid == t->sid;
-	t->set_controlling_tty = t->session_leader && tg->stat.tty != 0;
+	t->exit_signal = tg->stat.exit_signal;
+	t->exe = -1;
+	if (who->parent != NULL)
+		t->ppid = who->parent->task->pid;
+	t->zombie = who->zombie;
+	t->status = who->zombie ? tg->stat.exit_code : 0;
 	t->comm = strdup(st->name);
+	return t->comm == NULL ? -ENOMEM : 0;
+}
+
+static int
+collect_task_outside(struct member *who)
+{
+	const struct target *tg = &who->target;
+	const struct proc_status *st = &tg->status;
+	struct task *t = who->task;
+	int64_t number;
+
+	t->set_controlling_tty = t->session_leader && tg->stat.tty != 0;
 	t->umask = st->umask;
 	t->stop_signal = tg->threads[0].stop_signal;
 	t->cpu_ns = (tg->stat.utime + tg->stat.stime) * (1000000000 / (uint64_t)sysconf(_SC_CLK_TCK));
@@ -229,28 +276,56 @@ collect_task_outside(struct ckpt *c)
 		t->coredump_filter = (uint64_t)number;
 	if (proc_read_number(tg->proc, "oom_score_adj", 10, &number) == 0)
 		t->oom_score_adj = number;
-	return t->comm == NULL ? -ENOMEM : 0;
+	return 0;
 }
 
+/* --single takes it from its children, or them from it. */
 static int
-check_children(struct ckpt *c)
+check_single(struct ckpt *c, struct member *who)
 {
-	char path[64], name[64], *text;
+	char name[64];
+	int *pids, err;
+	size_t n;
 
-	for (size_t i = 0; i < c->target.nthreads; i++) {
-		snprintf(path, sizeof(path), "task/%d/children", c->target.threads[i].tid);
-		if (read_file(c->target.proc, path, &text) < 0)
-			continue;
-		if (text[0] != '\0') {
-			int err = report_add(&c->report, OBSTACLE, 69, object_name(c, name),
-			    "wait until they have ended", "it has children: %s", text);
+	if (!c->opt.single)
+		return 0;
+	err = proc_children(who->target.proc, who->target.pid, &pids, &n);
+	if (err < 0)
+		return fail(-err, "pid %d: its children cannot be listed: %s", who->target.pid, strerror(-err));
+	if (n > 0)
+		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+		    "leave out --single, or wait until they have ended",
+		    "it has %zu child%s, %d first, which it could not wait for", n, n > 1 ? "ren" : "", pids[0]);
+	free(pids);
+	return err;
+}
 
-			free(text);
-			return err;
-		}
-		free(text);
-	}
-	return 0;
+/*
+ * What tasks share as threads do, without being threads. Files are told apart by fds.c; a shared
+ * address space, table of files or table of handlers cannot be made by fork(2) and exec(2).
+ */
+static int
+check_sharing(struct ckpt *c, struct member *who)
+{
+	static const struct {
+		int type;
+		const char *what;
+	} shared[] = {{KCMP_VM, "its memory (a vfork that goes on, or clone with CLONE_VM)"},
+	    {KCMP_FILES, "its table of open files (clone with CLONE_FILES)"},
+	    {KCMP_SIGHAND, "its signal handlers (clone with CLONE_SIGHAND)"},
+	    {KCMP_FS, "its working directory (clone with CLONE_FS)"}};
+	char name[64];
+	int err = 0;
+
+	for (size_t m = 0; kfeat(KFEAT_kcmp) && c->members[m] != who && err == 0; m++)
+		for (size_t i = 0; i < ARRAY_LEN(shared) && err == 0; i++)
+			if (!c->members[m]->zombie && syscall(SYS_kcmp, c->members[m]->target.pid,
+				who->target.pid, shared[i].type, 0, 0) == 0) {
+				err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+				    "it shares with pid %d %s", c->members[m]->target.pid, shared[i].what);
+				break;
+			}
+	return err;
 }
 
 /* --- threads */
@@ -399,16 +474,16 @@ collect_name(const struct target *t, const struct tracee *th, struct thread *out
 }
 
 static int
-collect_thread(struct ckpt *c, struct tracee *th)
+collect_thread(struct ckpt *c, struct member *who, struct tracee *th)
 {
-	struct thread *out = ARRAY_ADD(c->model.task.threads, c->model.task.nthreads);
+	struct thread *out = ARRAY_ADD(who->task->threads, who->task->nthreads);
 	size_t robust_len = 0;
 	void *head = NULL;
 	int err;
 
 	if (out == NULL)
 		return -ENOMEM;
-	err = collect_name(&c->target, th, out);
+	err = collect_name(&who->target, th, out);
 	if (err == 0)
 		err = collect_rseq(th, out);
 	if (err == 0)
@@ -432,33 +507,36 @@ collect_thread(struct ckpt *c, struct tracee *th)
 }
 
 int
-collect_outside(struct ckpt *c)
+collect_outside(struct ckpt *c, struct member *who)
 {
-	int err = collect_header(c);
+	int err = collect_identity(who);
 
+	if (err < 0 || who->zombie)
+		return err;
+	err = collect_task_outside(who);
 	if (err == 0)
-		err = collect_task_outside(c);
+		err = collect_creds(who);
 	if (err == 0)
-		err = collect_creds(c);
+		err = check_seccomp(c, who);
 	if (err == 0)
-		err = check_seccomp(c);
+		err = check_single(c, who);
 	if (err == 0)
-		err = check_children(c);
+		err = check_sharing(c, who);
 	if (err == 0)
-		err = collect_rlimits(c);
+		err = collect_rlimits(who);
 	if (err == 0)
-		err = collect_links(c);
-	for (size_t i = 0; i < c->target.nthreads && err == 0; i++)
-		err = collect_thread(c, &c->target.threads[i]);
+		err = collect_links(c, who);
+	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
+		err = collect_thread(c, who, &who->target.threads[i]);
 	return err;
 }
 
 int
-collect_signals(struct ckpt *c)
+collect_signals(struct member *who)
 {
-	int err = collect_pending(&c->target.threads[0], true, &c->model.task.pending);
+	int err = collect_pending(&who->target.threads[0], true, &who->task->pending);
 
-	for (size_t i = 0; i < c->target.nthreads && err == 0; i++)
-		err = collect_pending(&c->target.threads[i], false, &c->model.task.threads[i].pending);
+	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
+		err = collect_pending(&who->target.threads[i], false, &who->task->threads[i].pending);
 	return err;
 }

@@ -39,7 +39,7 @@ free_page(const struct proc_maps *maps)
  * munmap(): a second frame above the first.
  */
 static int
-map_page(struct ckpt *c, struct tracee *th, taddr at)
+map_page(struct member *who, struct tracee *th, taddr at)
 {
 	struct arch_call map = {SYS_mmap, {at, PAGE_BYTES, PROT_READ | PROT_EXEC,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
@@ -52,8 +52,8 @@ map_page(struct ckpt *c, struct tracee *th, taddr at)
 	int err;
 
 	regs.rsp = th->frame_at;
-	arch_set_call(&regs, c->target.gadget, &unmap);
-	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, c->target.restorer, below,
+	arch_set_call(&regs, who->target.gadget, &unmap);
+	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, who->target.restorer, below,
 	    &frame, &undo_at);
 	if (n == 0)
 		return -ENOMEM;
@@ -63,7 +63,7 @@ map_page(struct ckpt *c, struct tracee *th, taddr at)
 		return fail(-err, "pid %d: write below its stack: %s", th->tid, strerror(-err));
 	regs = th->regs;
 	regs.rsp = undo_at;
-	err = tracee_call_at(th, &regs, c->target.gadget, &map, &result);
+	err = tracee_call_at(th, &regs, who->target.gadget, &map, &result);
 	if (err == 0 && result != (int64_t)at)
 		err = fail(ENOMEM, "pid %d: no page for parking: %s", th->tid, strerror((int)-result));
 	return err;
@@ -78,10 +78,10 @@ unmap_page(struct tracee *th, taddr at)
 	return tracee_call(th, &unmap, &result);
 }
 
-int
-park(struct ckpt *c)
+static int
+park_one(struct member *who)
 {
-	struct target *t = &c->target;
+	struct target *t = &who->target;
 	taddr at = free_page(&t->maps);
 	int err = 0;
 
@@ -95,7 +95,7 @@ park(struct ckpt *c)
 			err = fail(ENOTSUP, "pid %d: thread %d cannot be parked: its stack has no room", t->pid,
 			    t->threads[i].tid);
 	if (err == 0)
-		err = map_page(c, &t->threads[0], at);
+		err = map_page(who, &t->threads[0], at);
 	if (err < 0)
 		return err;
 	err = mem_write(t->mem, at, arch_park, (size_t)(arch_park_end - arch_park));
@@ -109,7 +109,7 @@ park(struct ckpt *c)
 		struct arch_regs regs = th->regs;
 
 		arch_set_park(&regs, at, t->status.nspid[t->status.levels - 1],
-		    c->model.task.threads[i].tid, th->frame_at);
+		    who->task->threads[i].tid, th->frame_at);
 		err = tracee_set_regs(th->tid, &regs);
 		fault(FAULT_parking);
 	}
@@ -118,9 +118,20 @@ park(struct ckpt *c)
 		tracee_detach(&t->threads[i]);
 	}
 	t->nthreads = 0;
+	return err;
+}
+
+int
+park(struct ckpt *c)
+{
+	pid_t pid = c->members[0]->target.pid;
+	int err = 0;
+
+	for (size_t i = c->nmembers; i-- > 0 && err == 0;)
+		if (!c->members[i]->zombie)
+			err = park_one(c->members[i]);
 	if (err == 0)
-		note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", t->pid,
-		    t->pid, t->pid);
+		note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", pid, pid, pid);
 	return err;
 }
 
@@ -186,45 +197,70 @@ leave_park(struct tracee *th, taddr *page)
 	return err < 0 ? err : tracee_set_sigmask(th->tid, mask);
 }
 
-int
-park_resume(pid_t pid)
+/* Everything that is parked in this one goes back to where it was. */
+static int
+unpark(struct target *t, bool *stopped)
 {
-	struct target t;
 	taddr page = 0;
-	bool stopped = true;
-	int err = target_open(&t, pid);
+	int err = 0;
 
-	if (err == 0 && !is_parked(pid))
-		err = not_parked(pid);
-	if (err == 0)
-		err = target_freeze(&t, 5000, true);
-	for (size_t i = 0; err == 0 && i < t.nthreads; i++) {
-		err = leave_park(&t.threads[i], &page);
-		stopped &= t.threads[i].stop_signal != 0;
+	*stopped = true;
+	for (size_t i = 0; err == 0 && i < t->nthreads; i++) {
+		err = leave_park(&t->threads[i], &page);
+		*stopped &= t->threads[i].stop_signal != 0;
 	}
 	if (err == 0 && page != 0) {
-		err = target_borrow(&t, &t.threads[0]);
+		err = target_borrow(t, &t->threads[0]);
 		if (err == 0)
-			err = unmap_page(&t.threads[0], page);
+			err = unmap_page(&t->threads[0], page);
 	}
-	target_close(&t);
-	if (err == 0 && stopped && kill(pid, SIGCONT) < 0)
-		err = fail_errno("pid %d: continue", pid);
 	return err;
 }
 
 int
-park_end(pid_t pid)
+park_resume(struct ckpt *c, pid_t pid)
 {
-	struct target t;
-	int err = target_open(&t, pid);
+	bool *stopped = NULL;
+	pid_t *pids = NULL;
+	size_t n = 0;
+	int err = tree_open(c, pid);
 
 	if (err == 0 && !is_parked(pid))
 		err = not_parked(pid);
+	c->opt.eintr = true;
 	if (err == 0)
-		err = target_end(&t);
-	target_close(&t);
+		err = tree_freeze(c);
+	if (err == 0) {
+		n = c->nmembers;
+		stopped = calloc(n, sizeof(*stopped));
+		pids = calloc(n, sizeof(*pids));
+		err = stopped == NULL || pids == NULL ? -ENOMEM : 0;
+	}
+	for (size_t i = 0; err == 0 && i < n; i++) {
+		pids[i] = c->members[i]->target.pid;
+		if (!c->members[i]->zombie)
+			err = unpark(&c->members[i]->target, &stopped[i]);
+	}
+	tree_thaw(c);
+	for (size_t i = n; err == 0 && i-- > 0;)
+		if (stopped[i] && kill(pids[i], SIGCONT) < 0)
+			err = fail_errno("pid %d: continue", pids[i]);
+	free(stopped);
+	free(pids);
 	return err;
+}
+
+int
+park_end(struct ckpt *c, pid_t pid)
+{
+	int err = tree_open(c, pid);
+
+	if (err == 0 && !is_parked(pid))
+		err = not_parked(pid);
+	/* Nobody of them runs, so nobody new appears. */
+	if (err == 0)
+		err = tree_freeze(c);
+	return err < 0 ? err : tree_end(c);
 }
 
 int

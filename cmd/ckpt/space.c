@@ -101,7 +101,7 @@ must_embed(const struct ckpt *c, const struct file_ref *ref, bool at_path)
 }
 
 int64_t
-space_file(struct ckpt *c, const struct proc_map *m)
+space_file(struct ckpt *c, struct member *who, const struct proc_map *m)
 {
 	struct objects *o = &c->model.objects;
 	struct mapped_file *mf;
@@ -119,7 +119,7 @@ space_file(struct ckpt *c, const struct proc_map *m)
 	if (mf == NULL || ref == NULL || (ref->path = strdup(m->path)) == NULL)
 		return -ENOMEM;
 	*mf = (struct mapped_file){m->major, m->minor, m->ino, -1};
-	mf->fd = open_mapped(&c->target, m, ref->path, &at_path);
+	mf->fd = open_mapped(&who->target, m, ref->path, &at_path);
 	len = strlen(ref->path);
 	if (!at_path && len > strlen(DELETED) &&
 	    strcmp(ref->path + len - strlen(DELETED), DELETED) == 0)
@@ -139,11 +139,11 @@ space_file(struct ckpt *c, const struct proc_map *m)
 /* --- mappings */
 
 static int
-refuse(struct ckpt *c, const struct proc_map *m, const char *advice, const char *what)
+refuse(struct ckpt *c, struct member *who, const struct proc_map *m, const char *advice, const char *what)
 {
 	char name[96];
 
-	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", c->target.pid,
+	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", who->target.pid,
 	    (unsigned long long)m->start, (unsigned long long)m->end);
 	return report_add(&c->report, OBSTACLE, 69, name, advice, "%s%s%s", what,
 	    m->path[0] != '\0' ? ": " : "", m->path);
@@ -151,16 +151,16 @@ refuse(struct ckpt *c, const struct proc_map *m, const char *advice, const char 
 
 /* An object that may be mapped in several places: found again by its inode. */
 static int64_t
-shm_object(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *ninos)
+shm_object(struct ckpt *c, const struct proc_map *m)
 {
 	struct objects *o = &c->model.objects;
 	uint64_t end = m->offset + (m->end - m->start);
 	size_t i = 0;
 
-	while (i < *ninos && (*inos)[i] != m->ino)
+	while (i < c->nshm_inos && c->shm_inos[i] != m->ino)
 		i++;
-	if (i == *ninos) {
-		uint64_t *ino = ARRAY_ADD(*inos, *ninos);
+	if (i == c->nshm_inos) {
+		uint64_t *ino = ARRAY_ADD(c->shm_inos, c->nshm_inos);
 
 		if (ino == NULL || ARRAY_ADD(o->shms, o->nshms) == NULL)
 			return -ENOMEM;
@@ -172,7 +172,8 @@ shm_object(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *ni
 
 /* What is behind a mapping. Returns 0, 1 to leave it out, or a negative errno. */
 static int
-classify(struct ckpt *c, const struct proc_map *m, struct vma *v, uint64_t **inos, size_t *ninos)
+classify(struct ckpt *c, struct member *who, const struct proc_map *m,
+    struct vma *v)
 {
 	bool special = m->path[0] == '[';
 
@@ -182,18 +183,18 @@ classify(struct ckpt *c, const struct proc_map *m, struct vma *v, uint64_t **ino
 	    strcmp(m->path, "[vdso]") == 0)
 		return 1;
 	if (has_flag(m->flags, "ht"))
-		return refuse(c, m, NULL, "huge pages of hugetlbfs cannot be moved yet");
+		return refuse(c, who, m, NULL, "huge pages of hugetlbfs cannot be moved yet");
 	if (has_flag(m->flags, "io") || has_flag(m->flags, "pf"))
-		return refuse(c, m, "have the program release the device", "memory of a device");
+		return refuse(c, who, m, "have the program release the device", "memory of a device");
 	if (has_flag(m->flags, "um") || has_flag(m->flags, "uw"))
-		return refuse(c, m, NULL, "under a userfaultfd");
+		return refuse(c, who, m, NULL, "under a userfaultfd");
 	if (has_flag(m->flags, "ss"))
-		return refuse(c, m, "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+		return refuse(c, who, m, "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
 		    "a shadow stack");
 	if (m->pkey != 0)
-		return refuse(c, m, NULL, "memory under a protection key");
+		return refuse(c, who, m, NULL, "memory under a protection key");
 	if (strncmp(m->path, "/SYSV", 5) == 0)
-		return refuse(c, m, NULL, "System V shared memory cannot be moved yet");
+		return refuse(c, who, m, NULL, "System V shared memory cannot be moved yet");
 	if (strncmp(m->path, "[anon:", 6) == 0 || strncmp(m->path, "[anon_shmem:", 12) == 0) {
 		v->name = strdup(strchr(m->path, ':') + 1);
 		if (v->name == NULL)
@@ -204,30 +205,30 @@ classify(struct ckpt *c, const struct proc_map *m, struct vma *v, uint64_t **ino
 	    (strncmp(m->path, "/dev/zero (deleted)", 19) == 0 || strncmp(m->path, "/memfd:", 7) == 0 ||
 		strncmp(m->path, "[anon_shmem:", 12) == 0)) {
 		v->kind = VMA_SHM;
-		v->ref = shm_object(c, m, inos, ninos);
+		v->ref = shm_object(c, m);
 		return v->ref < 0 ? (int)v->ref : 0;
 	}
 	if (m->ino == 0 && (special || m->path[0] == '\0'))
 		return 0;
 	if (m->path[0] != '/')
-		return refuse(c, m, NULL, "a kind of memory that cannot be moved");
+		return refuse(c, who, m, NULL, "a kind of memory that cannot be moved");
 	v->kind = VMA_FILE;
-	v->ref = space_file(c, m);
+	v->ref = space_file(c, who, m);
 	if (v->ref < 0)
 		return (int)v->ref;
 	if (m->shared && c->model.objects.files[v->ref].gone && has_flag(m->flags, "mw"))
-		return refuse(c, m, "have the program unmap it", "a writable mapping of a file that is gone");
+		return refuse(c, who, m, "have the program unmap it", "a writable mapping of a file that is gone");
 	return 0;
 }
 
 static int
-add_mapping(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *ninos)
+add_mapping(struct ckpt *c, struct member *who, const struct proc_map *m)
 {
-	struct task *t = &c->model.task;
+	struct task *t = who->task;
 	struct vma v = {.start = m->start, .end = m->end, .prot = m->prot, .shared = m->shared,
 	    .offset = m->offset};
 	struct vma *out;
-	int err = classify(c, m, &v, inos, ninos);
+	int err = classify(c, who, m, &v);
 
 	if (err != 0) {
 		free(v.name);
@@ -246,27 +247,49 @@ add_mapping(struct ckpt *c, const struct proc_map *m, uint64_t **inos, size_t *n
 
 /* --- the vDSO */
 
+/* Where its code is in the image: with the first member that has the same. */
+static int
+name_vdso(struct ckpt *c, struct member *who)
+{
+	struct mm_layout *mm = &who->task->mm;
+	size_t i = 0;
+
+	if (mm->vdso_hash == NULL)
+		return -ENOMEM;
+	while (c->members[i] != who && (c->members[i]->vdso == NULL ||
+		strcmp(c->members[i]->task->mm.vdso_hash, mm->vdso_hash) != 0))
+		i++;
+	if (asprintf(&mm->vdso_member, "vdso/%zu", i) < 0)
+		return -ENOMEM;
+	if (c->members[i] != who) {
+		free(who->vdso);
+		who->vdso = NULL;
+	}
+	return 0;
+}
+
 /*
  * Either the kernel's own, or the page of jumps that an earlier restart has put in the
  * place of another kernel's: then that is what the program knows as its vDSO.
  */
 static int
-collect_vdso(struct ckpt *c)
+collect_vdso(struct ckpt *c, struct member *who)
 {
-	struct mm_layout *mm = &c->model.task.mm;
+	struct mm_layout *mm = &who->task->mm;
 	const struct proc_map *vdso = NULL, *proxy = NULL;
 	unsigned char head[VDSO_MARK_END];
 	char hex[DIGEST_HEX];
+	int err;
 
-	for (size_t i = 0; i < c->target.maps.n; i++) {
-		const struct proc_map *m = &c->target.maps.map[i];
+	for (size_t i = 0; i < who->target.maps.n; i++) {
+		const struct proc_map *m = &who->target.maps.map[i];
 
 		if (strcmp(m->path, "[vdso]") == 0)
 			vdso = m;
 		else if (strncmp(m->path, "[vvar", 5) == 0 && (mm->vvar == 0 || m->start < mm->vvar))
 			mm->vvar = m->start;
 		else if (m->path[0] == '\0' && m->prot == (PROT_READ | PROT_EXEC) && !m->shared &&
-		    mem_read(c->target.mem, m->start, head, sizeof(head)) == 0 && vdso_is_proxy(head))
+		    mem_read(who->target.mem, m->start, head, sizeof(head)) == 0 && vdso_is_proxy(head))
 			proxy = m;
 	}
 	if (proxy != NULL) {
@@ -279,40 +302,42 @@ collect_vdso(struct ckpt *c)
 	mm->vdso_size = vdso->end - vdso->start;
 	if (mm->vvar == 0 || mm->vvar > mm->vdso)
 		mm->vvar = mm->vdso;
-	c->vdso = malloc(mm->vdso_size);
-	if (c->vdso == NULL)
+	who->vdso = malloc(mm->vdso_size);
+	if (who->vdso == NULL)
 		return -ENOMEM;
-	if (mem_read(c->target.mem, mm->vdso, c->vdso, mm->vdso_size) < 0)
-		return fail(EIO, "pid %d: its vDSO cannot be read", c->target.pid);
-	digest_once(c->vdso, mm->vdso_size, hex);
+	if (mem_read(who->target.mem, mm->vdso, who->vdso, mm->vdso_size) < 0)
+		return fail(EIO, "pid %d: its vDSO cannot be read", who->target.pid);
+	digest_once(who->vdso, mm->vdso_size, hex);
 	mm->vdso_hash = strdup(hex);
-	mm->vdso_member = strdup("vdso/0");
-	for (size_t i = 0; i < c->target.nthreads; i++) {
-		taddr ip = c->target.threads[i].regs.rip;
+	err = name_vdso(c, who);
+	if (err < 0)
+		return err;
+	for (size_t i = 0; i < who->target.nthreads; i++) {
+		taddr ip = who->target.threads[i].regs.rip;
 
 		mm->in_vdso |= ip >= vdso->start && ip < vdso->end;
 	}
 	/* The page of jumps is remade at the other end. */
 	if (proxy != NULL)
-		for (size_t i = 0; i < c->model.task.nvmas; i++) {
-			struct vma *v = &c->model.task.vmas[i];
+		for (size_t i = 0; i < who->task->nvmas; i++) {
+			struct vma *v = &who->task->vmas[i];
 
 			if (v->start != proxy->start)
 				continue;
 			free(v->flags);
 			free(v->name);
-			memmove(v, v + 1, (--c->model.task.nvmas - i) * sizeof(*v));
+			memmove(v, v + 1, (--who->task->nvmas - i) * sizeof(*v));
 		}
-	return mm->vdso_hash == NULL || mm->vdso_member == NULL ? -ENOMEM : 0;
+	return 0;
 }
 
 /* --- the kernel's fields */
 
 static int
-collect_layout(struct ckpt *c)
+collect_layout(struct member *who)
 {
-	const struct proc_stat *st = &c->target.stat;
-	struct mm_layout *mm = &c->model.task.mm;
+	const struct proc_stat *st = &who->target.stat;
+	struct mm_layout *mm = &who->task->mm;
 	ssize_t n;
 
 	mm->start_code = st->start_code, mm->end_code = st->end_code;
@@ -320,53 +345,50 @@ collect_layout(struct ckpt *c)
 	mm->start_brk = st->start_brk, mm->start_stack = st->start_stack;
 	mm->arg_start = st->arg_start, mm->arg_end = st->arg_end;
 	mm->env_start = st->env_start, mm->env_end = st->env_end;
-	n = read_file(c->target.proc, "auxv", (char **)&mm->auxv.p);
+	n = read_file(who->target.proc, "auxv", (char **)&mm->auxv.p);
 	if (n < 0)
-		return fail((int)-n, "pid %d: auxv: %s", c->target.pid, strerror((int)-n));
+		return fail((int)-n, "pid %d: auxv: %s", who->target.pid, strerror((int)-n));
 	mm->auxv.n = (size_t)n;
 	return 0;
 }
 
 static int
-collect_exe(struct ckpt *c)
+collect_exe(struct ckpt *c, struct member *who)
 {
 	struct proc_map m = {0};
 	struct stat st;
 	int64_t ref;
 
-	if (fstatat(c->target.proc, "exe", &st, 0) < 0)
-		return fail_errno("pid %d: its program", c->target.pid);
+	if (fstatat(who->target.proc, "exe", &st, 0) < 0)
+		return fail_errno("pid %d: its program", who->target.pid);
 	m.major = major(st.st_dev);
 	m.minor = minor(st.st_dev);
 	m.ino = st.st_ino;
-	if (read_link(c->target.proc, "exe", &m.path) < 0)
-		return fail_errno("pid %d: its program", c->target.pid);
+	if (read_link(who->target.proc, "exe", &m.path) < 0)
+		return fail_errno("pid %d: its program", who->target.pid);
 	/* Usually mapped, and then known by the device number that maps shows. */
 	for (size_t i = 0; i < c->nmapped; i++)
 		if (c->mapped[i].ino == m.ino && c->mapped[i].fd >= 0 && is_file_of(c->mapped[i].fd, &m)) {
 			free(m.path);
-			c->model.task.exe = (int64_t)i;
+			who->task->exe = (int64_t)i;
 			return 0;
 		}
-	ref = space_file(c, &m);
+	ref = space_file(c, who, &m);
 	free(m.path);
-	c->model.task.exe = ref;
+	who->task->exe = ref;
 	return ref < 0 ? (int)ref : 0;
 }
 
 int
-collect_space(struct ckpt *c)
+collect_space(struct ckpt *c, struct member *who)
 {
-	uint64_t *inos = NULL;
-	size_t ninos = 0;
-	int err = collect_layout(c);
+	int err = collect_layout(who);
 
-	for (size_t i = 0; err == 0 && i < c->target.maps.n; i++)
-		err = add_mapping(c, &c->target.maps.map[i], &inos, &ninos);
-	free(inos);
+	for (size_t i = 0; err == 0 && i < who->target.maps.n; i++)
+		err = add_mapping(c, who, &who->target.maps.map[i]);
 	if (err == 0)
-		err = collect_exe(c);
+		err = collect_exe(c, who);
 	if (err == 0)
-		err = collect_vdso(c);
+		err = collect_vdso(c, who);
 	return err;
 }

@@ -1,5 +1,5 @@
 /*
- * Finding the process, stopping all of its threads, letting them go again, ending it.
+ * One process: finding it, stopping all of its threads, letting them go again, ending it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -273,31 +273,23 @@ leader_first(const void *a, const void *b)
 }
 
 int
-target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
+target_freeze(struct target *t, int64_t deadline, bool eintr)
 {
-	int64_t deadline = now_ms() + timeout_ms;
-	int err;
+	int err = stop_all(t, deadline);
 
-	t->frozen = true;
-	t->frozen_ms = now_ms();
-	err = stop_all(t, deadline);
 	/* Not before: it may have executed another program meanwhile. */
 	if (err == 0)
 		err = open_memory(t);
 	if (err == 0)
 		err = read_inner_tids(t);
 	if (err < 0)
-		goto out;
+		return err;
 	qsort(t->threads, t->nthreads, sizeof(t->threads[0]), leader_first);
-	if (t->threads[0].tid != t->pid) {
-		err = leader_ended(t->pid);
-		goto out;
-	}
+	if (t->threads[0].tid != t->pid)
+		return leader_ended(t->pid);
 	err = proc_read_maps(t->proc, true, &t->maps);
-	if (err < 0) {
-		fail(-err, "pid %d: its mappings cannot be read: %s", t->pid, strerror(-err));
-		goto out;
-	}
+	if (err < 0)
+		return fail(-err, "pid %d: its mappings cannot be read: %s", t->pid, strerror(-err));
 	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
 		err = leave_vdso(t, &t->threads[i], deadline);
 		t->threads[i].restarted = restarted_call(&t->threads[i]);
@@ -315,12 +307,7 @@ target_freeze(struct target *t, int64_t timeout_ms, bool eintr)
 	/* Go runs on small stacks amid its heap: nothing may be left below them, not even dead. */
 	if (proc_maps_find(&t->maps, 0xc000000000) != NULL)
 		t->restorer = 0;
-	if (err == 0)
-		err = fault(FAULT_frozen);
-out:
-	if (err < 0)
-		target_thaw(t);
-	return err;
+	return err == 0 ? fault(FAULT_frozen) : err;
 }
 
 int
@@ -333,48 +320,57 @@ target_borrow(const struct target *t, struct tracee *th)
 }
 
 void
-target_thaw(struct target *t)
+target_give_back(struct target *t)
 {
-	/* Decided, and not yet dead: PTRACE_O_EXITKILL is what is left to end it. */
-	if (t->decided) {
-		t->frozen = false;
-		return;
-	}
-	/* Every thread gets back what is its own before the first one runs. */
 	for (size_t i = 0; i < t->nthreads; i++)
 		tracee_give_back(&t->threads[i]);
+}
+
+void
+target_detach(struct target *t)
+{
 	for (size_t i = 0; i < t->nthreads; i++)
 		tracee_detach(&t->threads[i]);
 	free(t->threads);
 	t->threads = NULL;
 	t->nthreads = 0;
-	if (t->frozen)
-		debug(LOG_VERBOSE, "pid %d: stood still for %lld ms", t->pid,
-		    (long long)(now_ms() - t->frozen_ms));
-	t->frozen = false;
 }
 
 int
-target_end(struct target *t)
+target_set_exitkill(struct target *t, bool on)
 {
-	struct pollfd p = {t->pidfd, POLLIN, 0};
+	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0);
+
+	for (size_t i = 0; i < t->nthreads; i++)
+		if (ptrace(PTRACE_SETOPTIONS, t->threads[i].tid, NULL, options) < 0)
+			return fail_errno("pid %d: ptrace", t->threads[i].tid);
+	return 0;
+}
+
+int
+target_kill(struct target *t)
+{
 	int err = pidfd_kill(t->pidfd, SIGKILL);
 
 	if (err == -ESRCH)
 		err = 0;
-	if (err < 0)
-		return fail(-err, "pid %d: cannot be ended: %s", t->pid, strerror(-err));
+	return err < 0 ? fail(-err, "pid %d: cannot be ended: %s", t->pid, strerror(-err)) : 0;
+}
+
+void
+target_reap(struct target *t)
+{
+	struct pollfd p = {t->pidfd, POLLIN, 0};
+
 	tracee_reap(t->threads, t->nthreads);
 	while (poll(&p, 1, -1) < 0 && errno == EINTR)
 		;
-	t->frozen = false;
-	return 0;
 }
 
 void
 target_close(struct target *t)
 {
-	target_thaw(t);
+	target_detach(t);
 	proc_maps_fini(&t->maps);
 	proc_status_fini(&t->status);
 	close_fd(&t->mem);

@@ -71,33 +71,40 @@ static int
 read_from_mappings(void *ctx, uint64_t offset, void *data, size_t len)
 {
 	const struct file_content *f = ctx;
-	const struct task *t = &f->c->model.task;
 
 	memset(data, 0, len);
-	for (size_t i = 0; i < t->nvmas; i++) {
-		const struct vma *v = &t->vmas[i];
-		uint64_t from, to;
+	for (size_t m = 0; m < f->c->nmembers; m++) {
+		const struct member *who = f->c->members[m];
 
-		if (v->kind != VMA_FILE || (size_t)v->ref != f->index)
-			continue;
-		from = max_u64(offset, v->offset);
-		to = min_u64(offset + len, v->offset + (v->end - v->start));
-		/* Behind the end of the file there is nothing to read. */
-		for (; from < to; from += PAGE_BYTES)
-			mem_read(f->c->target.mem, v->start + (from - v->offset),
-			    (char *)data + (from - offset), min_u64(PAGE_BYTES, to - from));
+		for (size_t i = 0; i < who->task->nvmas; i++) {
+			const struct vma *v = &who->task->vmas[i];
+			uint64_t from, to;
+
+			if (v->kind != VMA_FILE || (size_t)v->ref != f->index)
+				continue;
+			from = max_u64(offset, v->offset);
+			to = min_u64(offset + len, v->offset + (v->end - v->start));
+			/* Behind the end of the file there is nothing to read. */
+			for (; from < to; from += PAGE_BYTES)
+				mem_read(who->target.mem, v->start + (from - v->offset),
+				    (char *)data + (from - offset), min_u64(PAGE_BYTES, to - from));
+		}
 	}
 	return 0;
 }
 
 static uint64_t
-mapped_end(const struct task *t, size_t index)
+mapped_end(const struct ckpt *c, size_t index)
 {
 	uint64_t end = 0;
 
-	for (size_t i = 0; i < t->nvmas; i++)
-		if (t->vmas[i].kind == VMA_FILE && (size_t)t->vmas[i].ref == index)
-			end = max_u64(end, t->vmas[i].offset + (t->vmas[i].end - t->vmas[i].start));
+	for (size_t m = 0; m < c->nmembers; m++) {
+		const struct task *t = c->members[m]->task;
+
+		for (size_t i = 0; i < t->nvmas; i++)
+			if (t->vmas[i].kind == VMA_FILE && (size_t)t->vmas[i].ref == index)
+				end = max_u64(end, t->vmas[i].offset + (t->vmas[i].end - t->vmas[i].start));
+	}
 	return end;
 }
 
@@ -111,7 +118,7 @@ open_for_content(struct ckpt *c, size_t index)
 		return fcntl(c->mapped[index].fd, F_DUPFD_CLOEXEC, 3);
 	if (asprintf(&path, "root%s", c->model.objects.files[index].path) < 0)
 		return -1;
-	fd = openat(c->target.proc, path, O_RDONLY | O_CLOEXEC);
+	fd = openat(c->members[0]->target.proc, path, O_RDONLY | O_CLOEXEC);
 	free(path);
 	return fd;
 }
@@ -141,9 +148,43 @@ progress(void *ctx, uint64_t done, uint64_t all)
 	const struct writing *wr = ctx;
 
 	if (interrupted())
-		return fail(EINTR, "interrupted; pid %d runs on", wr->c->target.pid);
+		return fail(EINTR, "interrupted; pid %d runs on", wr->c->members[0]->target.pid);
 	log_progress("memory", done * PAGE_BYTES, all * PAGE_BYTES);
 	return fault(FAULT_page_out);
+}
+
+static int
+put_tasks(struct writing *wr)
+{
+	struct ckpt *c = wr->c;
+	char name[IMAGE_NAME_MAX];
+	int err = 0;
+
+	for (size_t i = 0; err == 0 && i < c->nmembers; i++) {
+		snprintf(name, sizeof(name), "task/%" PRId64 ".json", c->members[i]->task->pid);
+		err = put_record(wr->w, name, &record_task, c->members[i]->task);
+	}
+	for (size_t i = 0; err == 0 && i < c->nmembers; i++)
+		if (c->members[i]->vdso != NULL) {
+			const struct mm_layout *mm = &c->members[i]->task->mm;
+
+			err = image_put(wr->w, mm->vdso_member, c->members[i]->vdso, mm->vdso_size);
+		}
+	return err;
+}
+
+static int
+put_pages(struct writing *wr, struct member *who)
+{
+	struct live_pages *lp = live_pages_new(wr->c, who);
+	int err;
+
+	if (lp == NULL)
+		return -ENOMEM;
+	err = image_put_pages(wr->w, who->task->pid, &who->runs, live_pages_source(lp), progress, wr);
+	live_pages_free(lp);
+	log_progress_end();
+	return err;
 }
 
 static int
@@ -151,34 +192,24 @@ put_members(struct writing *wr)
 {
 	struct ckpt *c = wr->c;
 	struct objects *o = &c->model.objects;
-	struct live_pages *lp;
-	char name[IMAGE_NAME_MAX];
 	int err;
 
 	for (size_t i = 0; i < o->nfiles; i++)
 		if (o->files[i].partial)
-			o->files[i].size = mapped_end(&c->model.task, i);
+			o->files[i].size = mapped_end(c, i);
 	err = put_record(wr->w, "header.json", &record_header, &c->model.header);
 	if (err == 0)
 		err = put_record(wr->w, "objects.json", &record_objects, o);
-	snprintf(name, sizeof(name), "task/%" PRId64 ".json", c->model.task.pid);
 	if (err == 0)
-		err = put_record(wr->w, name, &record_task, &c->model.task);
-	if (err == 0 && c->vdso != NULL)
-		err = image_put(wr->w, c->model.task.mm.vdso_member, c->vdso, c->model.task.mm.vdso_size);
+		err = put_tasks(wr);
 	if (err == 0)
 		err = fault(FAULT_header_out);
 	for (size_t i = 0; err == 0 && i < o->nfiles; i++)
 		if (o->files[i].member != NULL)
 			err = put_file(wr, i);
-	if (err < 0)
-		return err;
-	lp = live_pages_new(c);
-	if (lp == NULL)
-		return -ENOMEM;
-	err = image_put_pages(wr->w, c->model.task.pid, &c->runs, live_pages_source(lp), progress, wr);
-	live_pages_free(lp);
-	log_progress_end();
+	for (size_t i = 0; err == 0 && i < c->nmembers; i++)
+		if (c->members[i]->runs.n > 0)
+			err = put_pages(wr, c->members[i]);
 	return err < 0 ? err : image_finish(wr->w);
 }
 

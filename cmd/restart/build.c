@@ -1,8 +1,7 @@
 /*
- * A process that has executed the program of the image and is stopped before its first
- * instruction, with the right PID, parent, session, directory and open files.
+ * Processes with the right PIDs and parents. The first is forked here and executes its program; every
+ * other one is cloned by its parent, in the script loop, and executes its own or keeps the parent's memory.
  */
-#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -17,10 +16,8 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <grp.h>
 #include <unistd.h>
 
 #include "fault.h"
@@ -33,9 +30,52 @@
 #define CAP_CHECKPOINT_RESTORE 40
 #endif
 #define TRACE_OPTIONS                                                                          \
-	(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE)
+	(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE |    \
+	    PTRACE_O_TRACEFORK)
+enum { EXEC_TIMEOUT_MS = 60000 };
 
-/* --- in the child, which tells what failed by a line on its error pipe and exits */
+/* --- what is inherited */
+
+/* Above every fd of every process of the image. */
+static uint64_t
+stock_base(const struct restart *r)
+{
+	uint64_t base = 3;
+
+	for (size_t i = 0; i < r->model.header.ntasks; i++) {
+		const struct task *t = &r->model.tasks[i];
+
+		if (t->nfds > 0)
+			base = max_u64(base, (uint64_t)t->fds[t->nfds - 1].fd + 1);
+	}
+	return base;
+}
+
+uint64_t
+stock_fd(const struct restart *r, enum stock what, int64_t index)
+{
+	const struct objects *o = &r->model.objects;
+	uint64_t at = stock_base(r) + (uint64_t)index;
+
+	switch (what) {
+	case STOCK_END:
+		at += o->nfiles;
+		/* fall through */
+	case STOCK_PROGRAMS:
+		at += o->nofds;
+		/* fall through */
+	case STOCK_OFDS:
+		at += o->nshms;
+		/* fall through */
+	case STOCK_SHMS:
+		at += o->nfiles;
+		/* fall through */
+	default:
+		return at;
+	}
+}
+
+/* --- in the first process, which tells what failed by a line on its error pipe and exits */
 
 static int error_pipe = -1;
 
@@ -64,55 +104,6 @@ keep_capability(void)
 }
 
 static void
-set_ids(const struct restart *r)
-{
-	const struct creds *c = &r->model.task.creds;
-	gid_t *groups = calloc(c->ngroups + 1, sizeof(*groups));
-
-	if (!r->own_userns && geteuid() == 0) {
-		for (size_t i = 0; groups != NULL && i < c->ngroups; i++)
-			groups[i] = (gid_t)c->groups[i];
-		prctl(PR_SET_KEEPCAPS, 1);
-		if (groups == NULL || setgroups(c->ngroups, groups) < 0 ||
-		    setresgid((gid_t)c->gid[0], (gid_t)c->gid[1], (gid_t)c->gid[2]) < 0 ||
-		    setresuid((uid_t)c->uid[0], (uid_t)c->uid[1], (uid_t)c->uid[2]) < 0)
-			child_failed("user and group IDs");
-	}
-	free(groups);
-	keep_capability();
-}
-
-static void
-set_surroundings(const struct restart *r)
-{
-	const struct task *t = &r->model.task;
-	char *cwd = path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
-	struct rlimit limit;
-
-	if (t->session_leader)
-		setsid();
-	else if (t->group_leader)
-		setpgid(0, 0);
-	umask((mode_t)t->umask);
-	if (r->opt.chdir != NULL) {
-		if (chdir(r->opt.chdir) < 0)
-			child_failed(r->opt.chdir);
-	} else if (cwd == NULL || chdir(cwd) < 0) {
-		dprintf(error_pipe, "%s: %s (its working directory; --chdir or --map gives another)",
-		    t->cwd, strerror(errno));
-		_exit(127);
-	}
-	free(cwd);
-	/* The kernel leaves room below the stack by this limit when it executes. */
-	if (t->nrlimits > RLIMIT_STACK && getrlimit(RLIMIT_STACK, &limit) == 0) {
-		limit.rlim_cur = min_u64(t->rlimits[RLIMIT_STACK].soft, limit.rlim_max);
-		setrlimit(RLIMIT_STACK, &limit);
-	}
-	/* Where it is not permitted (containers) the stub is simply somewhere else. */
-	personality(ADDR_NO_RANDOMIZE);
-}
-
-static void
 reset_signals(void)
 {
 	struct sigaction dfl = {.sa_handler = SIG_DFL};
@@ -135,70 +126,63 @@ move_up(int *fd, int min)
 		child_failed("open files (ulimit -n)");
 }
 
-/* Numbers above every fd of the image, for those that only restart needs. */
-int
-build_fd_base(const struct task *t)
+static void
+stock_put(const struct restart *r, enum stock what, const int *fds, size_t n)
 {
-	return t->nfds == 0 ? 3 : (int)max_u64(3, (uint64_t)t->fds[t->nfds - 1].fd + 1);
+	for (size_t i = 0; i < n; i++)
+		if (fds[i] >= 0 && dup2(fds[i], (int)stock_fd(r, what, (int64_t)i)) < 0)
+			child_failed("open files (ulimit -n)");
 }
 
-/*
- * All that is inherited is at a number that depends on nothing: mapped files and shared memory
- * first, in the order of the image (space.c counts on it), then the image's own fds at theirs.
- */
+/* The stock at its numbers, and nothing else below. */
 static void
-place_fds(struct restart *r, int program)
+stock_up(struct restart *r)
 {
-	const struct task *t = &r->model.task;
 	const struct objects *o = &r->model.objects;
-	int base = build_fd_base(t), high, n = (int)(o->nfiles + o->nshms);
+	int high = (int)stock_fd(r, STOCK_END, 0) + 8;
 
-	/* Out of the way first: everything to above where anything is going to be. */
-	high = base + n + 8;
 	move_up(&error_pipe, high);
-	move_up(&program, high);
-	for (size_t i = 0; i < o->nfiles; i++)
+	for (size_t i = 0; i < o->nfiles; i++) {
 		move_up(&r->open.mapped[i], high);
+		move_up(&r->open.programs[i], high);
+	}
 	for (size_t i = 0; i < o->nshms; i++)
 		move_up(&r->open.shms[i], high);
 	for (size_t i = 0; i < o->nofds; i++)
 		move_up(&r->open.ofds[i], high);
 	syscall(SYS_close_range, 0, (unsigned)high - 1, 0);
-	for (size_t i = 0; i < t->nfds; i++)
-		if (dup2(r->open.ofds[t->fds[i].ofd], (int)t->fds[i].fd) < 0)
-			child_failed("open files");
-	for (size_t i = 0; i < o->nfiles; i++)
-		if (r->open.mapped[i] >= 0 && dup2(r->open.mapped[i], base + (int)i) < 0)
-			child_failed("mapped files");
-	for (size_t i = 0; i < o->nshms; i++)
-		if (r->open.shms[i] >= 0 && dup2(r->open.shms[i], base + (int)(o->nfiles + i)) < 0)
-			child_failed("shared memory");
-	/* The rest is close-on-exec. */
-	syscall(SYS_execveat, program, "", (const char *const[]){"pms", NULL}, (const char *const[]){NULL}, AT_EMPTY_PATH);
-	child_failed("execute the program");
+	stock_put(r, STOCK_FILES, r->open.mapped, o->nfiles);
+	stock_put(r, STOCK_SHMS, r->open.shms, o->nshms);
+	stock_put(r, STOCK_OFDS, r->open.ofds, o->nofds);
+	stock_put(r, STOCK_PROGRAMS, r->open.programs, o->nfiles);
 }
 
 static void
-child(struct restart *r, int go)
+child(struct restart *r, const struct task *t, int go)
 {
 	char byte;
 
 	log_hush(1);
 	if (read(go, &byte, 1) != 1)
 		_exit(127);
-	set_surroundings(r);
-	set_ids(r);
+	/* Where it is not permitted (containers) the stub is simply somewhere else. */
+	personality(ADDR_NO_RANDOMIZE);
+	keep_capability();
 	reset_signals();
-	place_fds(r, r->open.program);
+	stock_up(r);
+	/* The rest is close-on-exec. */
+	syscall(SYS_execveat, (int)stock_fd(r, STOCK_PROGRAMS, t->exe), "", (const char *const[]){"pms", NULL},
+	    (const char *const[]){NULL}, AT_EMPTY_PATH);
+	child_failed("execute the program");
 }
 
 /* --- in the builder */
 
 /* fork(2) with a chosen PID. */
 static pid_t
-fork_as(const struct restart *r)
+fork_as(const struct restart *r, const struct task *t)
 {
-	pid_t pid = (pid_t)r->model.task.pid;
+	pid_t pid = (pid_t)t->pid;
 	struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&pid, .set_tid_size = 1};
 
 	if (r->mode == PID_NEW)
@@ -207,11 +191,9 @@ fork_as(const struct restart *r)
 }
 
 static int
-cannot_fork(const struct restart *r)
+cannot_fork(int err, int64_t pid)
 {
-	int64_t pid = r->model.task.pid;
-
-	switch (errno) {
+	switch (err) {
 	case EEXIST:
 		return fail(EBUSY, "PID %" PRId64 " is taken here", pid);
 	case EINVAL:
@@ -220,7 +202,7 @@ cannot_fork(const struct restart *r)
 	case EPERM:
 		return fail(EPERM, "PID %" PRId64 " cannot be chosen: CAP_CHECKPOINT_RESTORE is needed", pid);
 	default:
-		return fail_errno("clone3 with PID %" PRId64, pid);
+		return fail(err, "clone3 with PID %" PRId64 ": %s", pid, strerror(err));
 	}
 }
 
@@ -228,7 +210,7 @@ static int
 told_by_child(int fd)
 {
 	char text[512];
-	ssize_t n = read_full(fd, text, sizeof(text) - 1);
+	ssize_t n = fd < 0 ? 0 : read_full(fd, text, sizeof(text) - 1);
 
 	if (n <= 0)
 		return fail(EIO, "the program could not be executed");
@@ -241,7 +223,7 @@ static int
 wait_exec(struct tracee *t, int errors)
 {
 	for (;;) {
-		int status, err = tracee_wait(t->tid, now_ms() + 60000, &status);
+		int status, err = tracee_wait(t->tid, now_ms() + EXEC_TIMEOUT_MS, &status);
 
 		if (err < 0)
 			return fail(-err, "pid %d: does not execute the program: %s", t->tid, strerror(-err));
@@ -252,7 +234,7 @@ wait_exec(struct tracee *t, int errors)
 		}
 		/* Still inside execve(2): on to where the program would begin. */
 		if (status >> 8 == (SIGTRAP | PTRACE_EVENT_EXEC << 8))
-			return tracee_nudge(t, now_ms() + 60000);
+			return tracee_nudge(t, now_ms() + EXEC_TIMEOUT_MS);
 		if (ptrace(PTRACE_CONT, t->tid, NULL,
 			(long)(status >> 16 != 0 ? 0 : WSTOPSIG(status))) < 0)
 			return fail_errno("pid %d: ptrace", t->tid);
@@ -260,104 +242,126 @@ wait_exec(struct tracee *t, int errors)
 }
 
 static int
-seize(struct restart *r, pid_t pid)
+seize(struct built *b)
 {
-	struct tracee *t = ARRAY_ADD(r->threads, r->nthreads);
+	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
 
 	if (t == NULL)
 		return -ENOMEM;
-	*t = (struct tracee){.pid = pid, .tid = pid, .mem = -1};
-	if (ptrace(PTRACE_SEIZE, pid, NULL, TRACE_OPTIONS) < 0)
-		return fail_errno("pid %d: ptrace", pid);
+	*t = (struct tracee){.pid = b->pid, .tid = b->pid, .mem = -1};
+	if (ptrace(PTRACE_SEIZE, b->pid, NULL, TRACE_OPTIONS) < 0)
+		return fail_errno("pid %d: ptrace", b->pid);
 	t->seized = true;
+	return 0;
+}
+
+static int
+open_memory(struct built *b)
+{
+	char path[32];
+
+	close_fd(&b->mem);
+	snprintf(path, sizeof(path), "/proc/%d/mem", b->pid);
+	b->mem = open(path, O_RDWR | O_CLOEXEC);
+	if (b->mem < 0)
+		return fail_errno("%s", path);
+	b->threads[0].mem = b->mem;
+	b->loop.mem = b->mem;
 	return 0;
 }
 
 /* Find a `syscall` instruction in its vDSO, which it keeps. */
 static int
-look_at_stub(struct restart *r)
+look_at_stub(struct built *b)
 {
-	struct tracee *t = &r->threads[0];
-	char path[32];
 	struct proc_maps maps;
-	int proc, err;
+	int proc, err = open_memory(b);
 
-	snprintf(path, sizeof(path), "/proc/%d/mem", t->pid);
-	r->mem = open(path, O_RDWR | O_CLOEXEC);
-	if (r->mem < 0)
-		return fail_errno("%s", path);
-	t->mem = r->mem;
-	proc = proc_open(t->pid);
+	if (err < 0)
+		return err;
+	proc = proc_open(b->pid);
 	err = proc < 0 ? proc : proc_read_maps(proc, false, &maps);
 	close_fd(&proc);
 	if (err < 0)
-		return fail(-err, "pid %d: maps: %s", t->pid, strerror(-err));
+		return fail(-err, "pid %d: maps: %s", b->pid, strerror(-err));
 	for (size_t i = 0; i < maps.n; i++) {
 		const struct proc_map *m = &maps.map[i];
 		unsigned char *code, *at;
 
 		if (strcmp(m->path, "[vdso]") != 0)
 			continue;
-		r->vdso_at = m->start;
-		r->vdso_len = m->end - m->start;
-		code = malloc(r->vdso_len);
-		if (code != NULL && mem_read(r->mem, m->start, code, r->vdso_len) == 0 &&
-		    (at = memmem(code, r->vdso_len, arch_syscall, ARCH_SYSCALL_BYTES)) != NULL)
-			r->syscall_ip = m->start + (taddr)(at - code);
+		b->vdso_at = m->start;
+		b->vdso_len = m->end - m->start;
+		code = malloc(b->vdso_len);
+		if (code != NULL && mem_read(b->mem, m->start, code, b->vdso_len) == 0 &&
+		    (at = memmem(code, b->vdso_len, arch_syscall, ARCH_SYSCALL_BYTES)) != NULL)
+			b->syscall_ip = m->start + (taddr)(at - code);
 		free(code);
 	}
 	proc_maps_fini(&maps);
-	if (r->syscall_ip == 0)
+	if (b->syscall_ip == 0)
 		return fail(ENOTSUP, "this kernel gives programs no vDSO");
 	return 0;
 }
 
-/* Room for all that the child holds at once, at numbers of its own. */
+/* Room for all that a process holds at once, at numbers of its own. */
 static int
 check_numbers(const struct restart *r)
 {
-	const struct objects *o = &r->model.objects;
-	uint64_t need = (uint64_t)build_fd_base(&r->model.task) + 2 * (o->nfiles + o->nshms) + o->nofds + 32;
+	uint64_t base = stock_base(r), need = 2 * stock_fd(r, STOCK_END, 0) - base + 32;
 	struct rlimit limit;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && need > limit.rlim_max)
-		return fail(ENFILE, "the program has a file open at number %d, and with its mapped files %" PRIu64
-		    " numbers are needed here; the limit is %" PRIu64 " (ulimit -Hn)",
-		    build_fd_base(&r->model.task) - 1, need, (uint64_t)limit.rlim_max);
+		return fail(ENFILE, "the program has a file open at number %" PRIu64 ", and with its mapped files %"
+		    PRIu64 " numbers are needed here; the limit is %" PRIu64 " (ulimit -Hn)", base - 1, need,
+		    (uint64_t)limit.rlim_max);
 	return 0;
 }
 
-int
-build(struct restart *r)
+/* The kernel leaves room below the stack by this limit when it executes. */
+static void
+limit_stack(pid_t pid, const struct task *t)
+{
+	struct rlimit limit;
+
+	if (t->nrlimits <= RLIMIT_STACK || prlimit(pid, RLIMIT_STACK, NULL, &limit) < 0)
+		return;
+	limit.rlim_cur = min_u64(t->rlimits[RLIMIT_STACK].soft, limit.rlim_max);
+	prlimit(pid, RLIMIT_STACK, &limit, NULL);
+}
+
+static int
+build_first(struct restart *r, struct built *b)
 {
 	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err = check_numbers(r);
 	pid_t pid;
 
 	if (err < 0)
 		return err;
-
 	if (pipe2(go, O_CLOEXEC) < 0 || pipe2(errors, O_CLOEXEC) < 0)
 		return fail_errno("pipe");
-	pid = fork_as(r);
+	pid = fork_as(r, b->task);
 	if (pid == 0) {
 		error_pipe = errors[1];
 		close(go[1]);
-		child(r, go[0]);
+		child(r, b->task, go[0]);
 		_exit(127);
 	}
 	close(go[0]);
 	close(errors[1]);
 	if (pid < 0) {
-		err = cannot_fork(r);
+		err = cannot_fork(errno, b->task->pid);
 	} else {
-		r->pid = pid;
-		err = seize(r, pid);
+		b->pid = pid;
+		b->session = b->task->session_leader ? 0 : b->task->sid;
+		limit_stack(pid, b->task);
+		err = seize(b);
 		if (err == 0 && write(go[1], "g", 1) != 1)
 			err = fail_errno("pipe");
 		if (err == 0)
-			err = wait_exec(&r->threads[0], errors[0]);
+			err = wait_exec(&b->threads[0], errors[0]);
 		if (err == 0)
-			err = look_at_stub(r);
+			err = look_at_stub(b);
 		if (err == 0)
 			err = fault(FAULT_execed);
 	}
@@ -366,17 +370,127 @@ build(struct restart *r)
 	return err;
 }
 
-/* Nothing of it has run: end it. */
-void
-build_undo(struct restart *r)
+/* --- by their parents */
+
+int
+built_run(struct built *b, struct script *s)
+{
+	int err = loop_run(&b->loop, &b->threads[0], s);
+
+	script_fini(s);
+	return err;
+}
+
+/* It is born stopped, as its parent is traced. */
+static int
+wait_born(struct built *b, pid_t pid)
+{
+	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
+	int status, err;
+
+	if (t == NULL)
+		return -ENOMEM;
+	*t = (struct tracee){.pid = pid, .tid = pid, .mem = -1, .seized = true};
+	b->pid = pid;
+	err = tracee_wait(pid, now_ms() + EXEC_TIMEOUT_MS, &status);
+	if (err < 0 || !WIFSTOPPED(status))
+		return fail(EIO, "pid %d: does not begin", pid);
+	return tracee_get_regs(pid, &t->regs);
+}
+
+int
+build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal)
+{
+	struct tracee *leader = &creator->threads[0];
+	struct {
+		struct clone_args args;
+		pid_t tid;
+	} data = {.tid = (pid_t)pid};
+	taddr at = loop_data(&creator->loop);
+	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
+	int64_t result;
+	int err;
+
+	data.args.flags = flags;
+	data.args.exit_signal = (uint64_t)exit_signal;
+	data.args.set_tid = pid == 0 ? 0 : at + offsetof(__typeof__(data), tid);
+	data.args.set_tid_size = pid == 0 ? 0 : 1;
+	err = mem_write(creator->mem, at, &data, sizeof(data));
+	if (err < 0)
+		return fail(-err, "pid %d: %s", creator->pid, strerror(-err));
+	err = tracee_call_at(leader, &leader->regs, creator->syscall_ip, &clone3, &result);
+	if (err < 0)
+		return err;
+	if (result < 0)
+		return cannot_fork((int)-result, pid);
+	b->mem = -1;
+	err = wait_born(b, (pid_t)result);
+	b->loop = creator->loop;
+	b->syscall_ip = creator->syscall_ip;
+	b->vdso_at = creator->vdso_at;
+	b->vdso_len = creator->vdso_len;
+	b->session = creator->session;
+	b->shares_vm = (flags & CLONE_VM) != 0;
+	return err < 0 ? err : open_memory(b);
+}
+
+/* In a copy of its parent: another program takes its place. */
+static int
+execute(struct restart *r, struct built *b)
+{
+	struct tracee *t = &b->threads[0];
+	taddr at = loop_data(&b->loop);
+	/* "" and, behind it, a list that holds nothing but it, and its end. */
+	uint64_t data[3] = {0, at, 0};
+	struct arch_call call = {SYS_execveat, {stock_fd(r, STOCK_PROGRAMS, b->task->exe), at, at + 8, at + 16,
+	    AT_EMPTY_PATH}};
+	struct arch_regs regs = t->regs;
+	int err = mem_write(b->mem, at, data, sizeof(data));
+
+	if (err < 0)
+		return fail(-err, "pid %d: %s", b->pid, strerror(-err));
+	limit_stack(b->pid, b->task);
+	arch_set_call(&regs, b->syscall_ip, &call);
+	err = tracee_set_regs(t->tid, &regs);
+	if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
+		err = fail_errno("pid %d: ptrace", t->tid);
+	if (err == 0)
+		err = wait_exec(t, -1);
+	b->shares_vm = false;
+	if (err == 0)
+		err = look_at_stub(b);
+	return err < 0 ? err : fault(FAULT_execed);
+}
+
+int
+build(struct restart *r, struct built *b)
+{
+	if (b == r->built)
+		return build_first(r, b);
+	return b->task->forked ? 0 : execute(r, b);
+}
+
+static void
+end_one(struct built *b)
 {
 	int status;
 
-	if (r->pid <= 0)
+	if (b->pid <= 0 || b->ended)
 		return;
-	kill(r->pid, SIGKILL);
-	tracee_reap(r->threads, r->nthreads);
-	while (waitpid(r->pid, &status, __WALL) < 0 && errno == EINTR)
+	kill(b->pid, SIGKILL);
+	tracee_reap(b->threads, b->nthreads);
+	/* A child of ours, or of one that has ended before and was reaped by whoever took it over. */
+	while (waitpid(b->pid, &status, __WALL) < 0 && errno == EINTR)
 		;
-	r->pid = 0;
+	b->ended = true;
+	close_fd(&b->mem);
+}
+
+void
+build_undo(struct restart *r)
+{
+	for (size_t i = r->nhelpers; i-- > 0;)
+		end_one(r->helpers[i]);
+	for (size_t i = r->built == NULL ? 0 : r->model.header.ntasks; i-- > 0;)
+		end_one(&r->built[i]);
 }

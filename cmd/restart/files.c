@@ -20,13 +20,10 @@
 /* What the mappings want of each file, in one pass over them. */
 enum { USE_MAPPED = 1, USE_WRITING = 2, USE_PRIVATE = 4 };
 
-static unsigned char *
-file_uses(const struct restart *r)
+static void
+add_uses(const struct task *t, unsigned char *uses)
 {
-	const struct task *t = &r->model.task;
-	unsigned char *uses = calloc(r->model.objects.nfiles + 1, 1);
-
-	for (size_t i = 0; uses != NULL && i < t->nvmas; i++) {
+	for (size_t i = 0; i < t->nvmas; i++) {
 		const struct vma *v = &t->vmas[i];
 
 		if (v->kind != VMA_FILE)
@@ -36,8 +33,17 @@ file_uses(const struct restart *r)
 		    ((v->prot & PROT_WRITE) || (v->flags != NULL && strstr(v->flags, "mw") != NULL)))
 			uses[v->ref] |= USE_WRITING;
 	}
-	if (uses != NULL)
-		uses[t->exe] |= USE_MAPPED | USE_PRIVATE;
+	uses[t->exe] |= USE_MAPPED | USE_PRIVATE;
+}
+
+static unsigned char *
+file_uses(const struct restart *r)
+{
+	unsigned char *uses = calloc(r->model.objects.nfiles + 1, 1);
+
+	for (size_t i = 0; uses != NULL && i < r->model.header.ntasks; i++)
+		if (!r->model.tasks[i].zombie)
+			add_uses(&r->model.tasks[i], uses);
 	return uses;
 }
 
@@ -125,15 +131,16 @@ copy_without_interpreter(int fd, const char *name)
 }
 
 static int
-open_program(struct restart *r)
+open_program(struct restart *r, size_t exe)
 {
-	size_t exe = (size_t)r->model.task.exe;
 	const char *path = r->model.objects.files[exe].path, *slash = strrchr(path, '/');
 	struct stat st;
 	int fd = r->open.mapped[exe];
 
-	r->open.program = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (r->open.program < 0)
+	if (r->open.programs[exe] >= 0)
+		return 0;
+	r->open.programs[exe] = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (r->open.programs[exe] < 0)
 		return fail_errno("%s", path);
 	/* From the image, or not executable for us: it may lack its interpreter, too. */
 	/* A set-uid program must not give back what its process has dropped. */
@@ -143,25 +150,28 @@ open_program(struct restart *r)
 
 		if (copy < 0)
 			return copy;
-		close(r->open.program);
-		r->open.program = copy;
+		close(r->open.programs[exe]);
+		r->open.programs[exe] = copy;
 	}
 	return 0;
 }
 
 /* --- open files */
 
-/* The lowest number of each open file description, -1 where it has none. */
+/* The lowest number of each open file description in the first process that has it, -1 where none has. */
 static int *
 lowest_fds(const struct restart *r)
 {
-	const struct task *t = &r->model.task;
 	int *lowest = malloc((r->model.objects.nofds + 1) * sizeof(*lowest));
 
 	for (size_t i = 0; lowest != NULL && i < r->model.objects.nofds; i++)
 		lowest[i] = -1;
-	for (size_t i = t->nfds; lowest != NULL && i-- > 0;)
-		lowest[t->fds[i].ofd] = (int)t->fds[i].fd;
+	for (size_t k = r->model.header.ntasks; lowest != NULL && k-- > 0;) {
+		const struct task *t = &r->model.tasks[k];
+
+		for (size_t i = t->nfds; i-- > 0;)
+			lowest[t->fds[i].ofd] = (int)t->fds[i].fd;
+	}
 	return lowest;
 }
 
@@ -215,18 +225,21 @@ open_ofds(struct restart *r)
 	return err;
 }
 
-/* Shared anonymous memory that is mapped in several pieces needs a file to be one object. */
+/* Shared anonymous memory that is mapped in several pieces, or by several processes, needs a file to be one object. */
 static int
 open_shms(struct restart *r)
 {
-	const struct task *t = &r->model.task;
 	size_t n = r->model.objects.nshms;
 	unsigned char *pieces = calloc(n + 1, 1);
 	int err = pieces == NULL ? -ENOMEM : 0;
 
-	for (size_t i = 0; err == 0 && i < t->nvmas; i++)
-		if (t->vmas[i].kind == VMA_SHM && pieces[t->vmas[i].ref] < 2)
-			pieces[t->vmas[i].ref] += t->vmas[i].offset == 0 ? 1 : 2;
+	for (size_t k = 0; err == 0 && k < r->model.header.ntasks; k++) {
+		const struct task *t = &r->model.tasks[k];
+
+		for (size_t i = 0; i < t->nvmas; i++)
+			if (t->vmas[i].kind == VMA_SHM && pieces[t->vmas[i].ref] < 2)
+				pieces[t->vmas[i].ref] += t->vmas[i].offset == 0 ? 1 : 2;
+	}
 	for (size_t i = 0; err == 0 && i < n; i++) {
 		if (pieces[i] < 2)
 			continue;
@@ -243,7 +256,7 @@ open_shms(struct restart *r)
 static void
 assume_ids(const struct restart *r, bool on)
 {
-	const struct creds *c = &r->model.task.creds;
+	const struct creds *c = &r->model.tasks[0].creds;
 
 	if (geteuid() != 0 && !on)
 		return;
@@ -253,20 +266,46 @@ assume_ids(const struct restart *r, bool on)
 	}
 }
 
+/* Before anything is made: is there a place for each to be in? */
+static int
+check_directories(const struct restart *r)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++) {
+		const struct task *t = &r->model.tasks[i];
+		char *path;
+		struct stat st;
+
+		if (t->zombie)
+			continue;
+		path = r->opt.chdir != NULL ? strdup(r->opt.chdir) : path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
+		if (path == NULL)
+			return -ENOMEM;
+		if (stat(path, &st) < 0)
+			err = fail_errno("%s (its working directory; --chdir or --map gives another)", path);
+		else if (!S_ISDIR(st.st_mode))
+			err = fail(ENOTDIR, "%s: not a directory (--chdir or --map gives another)", path);
+		free(path);
+	}
+	return err;
+}
+
 int
 files_open(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 	unsigned char *uses = file_uses(r);
-	int err = uses == NULL ? -ENOMEM : 0;
+	int err = uses == NULL ? -ENOMEM : check_directories(r);
 
 	assume_ids(r, true);
 	for (size_t i = 0; i < o->nfiles && err == 0; i++)
 		if (uses[i] & USE_MAPPED)
 			err = open_mapped(r, i, uses[i]);
 	free(uses);
-	if (err == 0)
-		err = open_program(r);
+	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
+			err = open_program(r, (size_t)r->model.tasks[i].exe);
 	if (err == 0)
 		err = open_shms(r);
 	if (err == 0)
@@ -292,6 +331,6 @@ files_close(struct restart *r)
 	close_all(r->open.mapped, o->nfiles);
 	close_all(r->open.shms, o->nshms);
 	close_all(r->open.ofds, o->nofds);
-	close_fd(&r->open.program);
-	r->open = (struct opened){.program = -1};
+	close_all(r->open.programs, o->nfiles);
+	r->open = (struct opened){0};
 }

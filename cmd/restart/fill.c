@@ -20,9 +20,8 @@ struct place_of {
 
 /* Pages go where the image has mappings and nowhere else. */
 static int
-check_runs(const struct restart *r, const struct page_run *runs, size_t n)
+check_runs(const struct restart *r, const struct task *t, const struct page_run *runs, size_t n)
 {
-	const struct task *t = &r->model.task;
 	size_t v = 0, hi = t->nvmas;
 
 	while (v < hi) { /* the first that ends behind the first page */
@@ -51,7 +50,7 @@ check_runs(const struct restart *r, const struct page_run *runs, size_t n)
 
 /* One piece of content: as many runs, or parts of them, as it holds. */
 static int
-put(struct restart *r, struct place_of *p, const unsigned char *data, size_t len)
+put(struct built *b, struct place_of *p, const unsigned char *data, size_t len)
 {
 	struct iovec remote[FRAME_RAW_MAX / PAGE_BYTES], local = {(void *)(uintptr_t)data, len};
 	size_t n = 0;
@@ -69,14 +68,14 @@ put(struct restart *r, struct place_of *p, const unsigned char *data, size_t len
 		}
 	}
 	if (kfeat(KFEAT_process_vm) &&
-	    process_vm_writev(r->threads[0].pid, &local, 1, remote, n, 0) == (ssize_t)len)
+	    process_vm_writev(b->pid, &local, 1, remote, n, 0) == (ssize_t)len)
 		return 0;
 	/* Mappings that the program may not write take it by this way. */
 	for (size_t i = 0; i < n; i++) {
-		int err = mem_write(r->mem, (taddr)(uintptr_t)remote[i].iov_base, data, remote[i].iov_len);
+		int err = mem_write(b->mem, (taddr)(uintptr_t)remote[i].iov_base, data, remote[i].iov_len);
 
 		if (err < 0)
-			return fail(-err, "pid %d: memory at %p: %s", r->threads[0].pid, remote[i].iov_base,
+			return fail(-err, "pid %d: memory at %p: %s", b->pid, remote[i].iov_base,
 			    strerror(-err));
 		data += remote[i].iov_len;
 	}
@@ -84,7 +83,7 @@ put(struct restart *r, struct place_of *p, const unsigned char *data, size_t len
 }
 
 static int
-fill_chunk(struct restart *r)
+fill_chunk(struct restart *r, const struct task *t, struct built *b)
 {
 	struct page_run runs[CHUNK_PAGES];
 	struct place_of p = {runs, 0};
@@ -94,35 +93,51 @@ fill_chunk(struct restart *r)
 	int err = image_get_chunk(r->reader, runs, &nruns, &npages);
 
 	if (err == 0)
-		err = check_runs(r, runs, nruns);
+		err = check_runs(r, t, runs, nruns);
 	while (err == 0) {
 		err = image_chunk_data(r->reader, &data, &len);
 		if (err < 0 || data == NULL)
 			return err;
-		if (r->pid > 0)
-			err = put(r, &p, data, len);
+		if (b != NULL)
+			err = put(b, &p, data, len);
 	}
 	return err;
 }
 
-/* Up to the end marker. With no process (restart --check) the pages are only checked. */
-int
-fill(struct restart *r)
+/* As long as the member at hand is pages of this task. */
+static int
+fill_task(struct restart *r, const struct task *t, struct built *b)
 {
 	char prefix[IMAGE_NAME_MAX];
 	int err = 1;
 
-	snprintf(prefix, sizeof(prefix), "pages/%" PRId64 "/", r->model.task.pid);
-	while (r->member[0] != '\0' && err > 0) {
-		if (strncmp(r->member, prefix, strlen(prefix)) != 0)
-			return fail(EBADMSG, "%s: bad image: %s is not where it belongs", r->source.name,
-			    r->member);
-		err = fill_chunk(r);
+	snprintf(prefix, sizeof(prefix), "pages/%" PRId64 "/", t->pid);
+	while (err > 0 && strncmp(r->member, prefix, strlen(prefix)) == 0) {
+		err = fill_chunk(r, t, b);
 		if (err < 0)
 			return err;
 		log_progress("memory", image_pages_read(r->reader) * PAGE_BYTES, 0);
 		err = image_next(r->reader, r->member, &r->member_size);
+		if (err == 0)
+			r->member[0] = '\0'; /* the end marker was there */
 	}
-	log_progress_end();
-	return err < 0 ? err : fault(FAULT_filled);
+	return err < 0 ? err : 0;
+}
+
+int
+fill(struct restart *r, struct built *b)
+{
+	size_t n = r->model.header.ntasks;
+	bool last = b == NULL || b == &r->built[n - 1];
+	int err = 0;
+
+	for (size_t i = 0; b == NULL && i < n && err == 0; i++)
+		err = fill_task(r, &r->model.tasks[i], NULL);
+	if (b != NULL && !b->task->zombie)
+		err = fill_task(r, b->task, b);
+	if (last)
+		log_progress_end();
+	if (err == 0 && last && r->member[0] != '\0')
+		return fail(EBADMSG, "%s: bad image: %s is not where it belongs", r->source.name, r->member);
+	return err == 0 && last ? fault(FAULT_filled) : err;
 }

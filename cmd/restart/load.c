@@ -254,22 +254,44 @@ get_file(struct restart *r)
 	return err;
 }
 
+/* The first task that names this member; the others have the same. */
+static size_t
+vdso_index(const struct restart *r, const char *member)
+{
+	size_t i = 0;
+
+	while (i < r->model.header.ntasks && (r->model.tasks[i].mm.vdso == 0 ||
+		strcmp(r->model.tasks[i].mm.vdso_member, member) != 0))
+		i++;
+	return i;
+}
+
+const unsigned char *
+load_vdso(const struct restart *r, const struct mm_layout *mm)
+{
+	return r->vdsos[vdso_index(r, mm->vdso_member)];
+}
+
 static int
 get_vdso(struct restart *r)
 {
-	const struct mm_layout *mm = &r->model.task.mm;
+	size_t i = vdso_index(r, r->member), len;
 	char hex[DIGEST_HEX];
-	size_t len;
 	int err;
 
-	if (r->vdso != NULL || mm->vdso == 0 || strcmp(r->member, mm->vdso_member) != 0)
+	if (i == r->model.header.ntasks || r->vdsos[i] != NULL)
 		return fail(EBADMSG, "%s: bad image: %s belongs to nothing", r->source.name, r->member);
-	err = image_get(r->reader, (char **)&r->vdso, &len);
+	err = image_get(r->reader, (char **)&r->vdsos[i], &len);
 	if (err < 0)
 		return err;
-	digest_once(r->vdso, len, hex);
-	if (len != mm->vdso_size || strcmp(hex, mm->vdso_hash) != 0)
-		return fail(EBADMSG, "%s: bad image: its vDSO is not what it says", r->source.name);
+	digest_once(r->vdsos[i], len, hex);
+	for (size_t k = i; k < r->model.header.ntasks; k++) {
+		const struct mm_layout *mm = &r->model.tasks[k].mm;
+
+		if (mm->vdso != 0 && strcmp(mm->vdso_member, r->member) == 0 &&
+		    (len != mm->vdso_size || strcmp(hex, mm->vdso_hash) != 0))
+			return fail(EBADMSG, "%s: bad image: its vDSO is not what it says", r->source.name);
+	}
 	return 0;
 }
 
@@ -295,6 +317,11 @@ check_model(struct restart *r)
 	r->open.mapped = no_fds(o->nfiles);
 	r->open.shms = no_fds(o->nshms);
 	r->open.ofds = no_fds(o->nofds);
+	r->open.programs = no_fds(o->nfiles);
+	r->vdsos = calloc(r->model.header.ntasks, sizeof(*r->vdsos));
+	r->built = calloc(r->model.header.ntasks, sizeof(*r->built));
+	if (r->vdsos == NULL || r->built == NULL || r->open.programs == NULL)
+		return fail(ENOMEM, "out of memory");
 	if (r->open.contents == NULL || r->open.mapped == NULL || r->open.shms == NULL ||
 	    r->open.ofds == NULL)
 		return fail(ENOMEM, "out of memory");
@@ -306,8 +333,9 @@ check_complete(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 
-	if (r->model.task.mm.vdso != 0 && r->vdso == NULL)
-		return fail(EBADMSG, "%s: bad image: its vDSO is missing", r->source.name);
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		if (r->model.tasks[i].mm.vdso != 0 && load_vdso(r, &r->model.tasks[i].mm) == NULL)
+			return fail(EBADMSG, "%s: bad image: its vDSO is missing", r->source.name);
 	for (size_t i = 0; i < o->nfiles; i++)
 		if (o->files[i].member != NULL && r->open.contents[i] < 0)
 			return fail(EBADMSG, "%s: bad image: %s is missing", r->source.name,
@@ -315,22 +343,37 @@ check_complete(struct restart *r)
 	return 0;
 }
 
+static int
+get_tasks(struct restart *r)
+{
+	const struct image_header *h = &r->model.header;
+	char name[IMAGE_NAME_MAX];
+	int err = 0;
+
+	r->model.tasks = calloc(h->ntasks, sizeof(*r->model.tasks));
+	if (r->model.tasks == NULL)
+		return fail(ENOMEM, "out of memory");
+	for (size_t i = 0; i < h->ntasks && err == 0; i++) {
+		snprintf(name, sizeof(name), "task/%" PRId64 ".json", h->tasks[i]);
+		err = next_is(r, name);
+		if (err == 0)
+			err = get_record(r, &record_task, &r->model.tasks[i]);
+	}
+	return err;
+}
+
 /* Everything up to the first pages, whose member is then at hand. */
 int
 load_metadata(struct restart *r)
 {
-	char task[IMAGE_NAME_MAX];
 	int err = get_header(r);
 
 	if (err == 0)
 		err = next_is(r, "objects.json");
 	if (err == 0)
 		err = get_record(r, &record_objects, &r->model.objects);
-	snprintf(task, sizeof(task), "task/%" PRId64 ".json", r->model.header.pid);
 	if (err == 0)
-		err = next_is(r, task);
-	if (err == 0)
-		err = get_record(r, &record_task, &r->model.task);
+		err = get_tasks(r);
 	if (err == 0)
 		err = check_model(r);
 	while (err == 0) {

@@ -272,24 +272,58 @@ run_check(struct restart *r)
 
 	if (err == 0)
 		err = image_reader_threads(r->reader);
-	return err < 0 ? err : fill(r);
+	return err < 0 ? err : fill(r, NULL);
 }
 
-/* From the metadata to a parked process that only waits for END. */
+/* Each after its parent, whose memory it may have; then who belongs together. */
+static int
+make_processes(struct restart *r)
+{
+	size_t n = r->model.header.ntasks;
+	int err = 0;
+
+	for (size_t i = 0; i < n && err == 0; i++) {
+		struct built *b = &r->built[i];
+
+		if (b->task->zombie) {
+			err = fill(r, b);
+			continue;
+		}
+		err = build(r, b);
+		if (err == 0 && i == 0)
+			err = image_reader_threads(r->reader);
+		if (err == 0)
+			err = space_make(r, b);
+		if (err == 0)
+			err = fill(r, b);
+		if (err == 0)
+			err = tree_children(r, b);
+	}
+	return err < 0 ? err : tree_finish(r);
+}
+
+/* From the metadata to parked processes that only wait for END. */
 static int
 make(struct restart *r)
 {
+	size_t n = r->model.header.ntasks;
 	int err = files_open(r);
 
+	for (size_t i = 0; i < n; i++) {
+		r->built[i] = (struct built){.task = &r->model.tasks[i], .mem = -1};
+		for (size_t k = 0; k < i; k++)
+			if (r->model.tasks[k].pid == r->model.tasks[i].ppid)
+				r->built[i].parent = &r->built[k];
+	}
 	if (err == 0)
-		err = build(r);
-	if (err == 0)
-		err = image_reader_threads(r->reader);
-	if (err == 0)
-		err = space_make(r);
-	if (err == 0)
-		err = fill(r);
-	return err < 0 ? err : settle(r);
+		err = make_processes(r);
+	for (size_t i = 0; i < n && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
+			err = place_fds(r, &r->built[i]);
+	for (size_t i = 0; i < n && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
+			err = settle(r, &r->built[i]);
+	return err;
 }
 
 static int
@@ -304,9 +338,9 @@ let_run(struct restart *r)
 		return err;
 	files_close(r);
 	if (r->report_fd < 0)
-		restart_status(r, "running %d", r->pid);
+		restart_status(r, "running %d", r->built[0].pid);
 	if (r->source.is_channel) {
-		buf_put_u64(&pid, (uint64_t)r->pid);
+		buf_put_u64(&pid, (uint64_t)r->built[0].pid);
 		channel_send(&r->source.channel, MSG_RUNNING, pid.data, pid.len);
 		buf_fini(&pid);
 	}
@@ -335,11 +369,11 @@ run_restart(struct restart *r)
 	image_reader_free(r->reader);
 	r->reader = NULL;
 	if (r->report_fd >= 0)
-		return front_init(r, r->pid);
+		return front_init(r, r->built[0].pid);
 	if (!r->opt.detach)
-		return front_wait(r->pid);
+		return front_wait(r->built[0].pid);
 	if (!r->source.is_channel)
-		printf("%d\n", r->pid);
+		printf("%d\n", r->built[0].pid);
 	status = fflush(stdout) == 0 ? 0 : EX_IOERR;
 	return status;
 }
@@ -348,7 +382,7 @@ int
 main(int argc, char **argv)
 {
 	struct restart r = {.opt = {.hold_ms = -1, .status_fd = -1}, .source = {.fd = -1},
-	    .open = {.program = -1}, .report_fd = -1, .mem = -1};
+	    .report_fd = -1};
 	int err;
 
 	io_keep_stdio();

@@ -64,11 +64,15 @@ id_exists(const char *map, int64_t id)
 
 /* Can its users and groups be had without a user namespace of its own? */
 static bool
-ids_exist(const struct creds *c)
+ids_exist(const struct restart *r)
 {
-	for (int i = 0; i < 4; i++)
-		if (!id_exists("/proc/self/uid_map", c->uid[i]) || !id_exists("/proc/self/gid_map", c->gid[i]))
-			return false;
+	for (size_t k = 0; k < r->model.header.ntasks; k++)
+		for (int i = 0; i < 4; i++) {
+			const struct creds *c = &r->model.tasks[k].creds;
+
+			if (!id_exists("/proc/self/uid_map", c->uid[i]) || !id_exists("/proc/self/gid_map", c->gid[i]))
+				return false;
+		}
 	return true;
 }
 
@@ -87,11 +91,17 @@ number_taken(int64_t id)
 }
 
 bool
-place_taken(const struct task *t)
+place_taken(const struct restart *r)
 {
-	for (size_t i = 0; i < t->nthreads; i++)
-		if (number_taken(t->threads[i].tid))
+	for (size_t k = 0; k < r->model.header.ntasks; k++) {
+		const struct task *t = &r->model.tasks[k];
+
+		if (number_taken(t->pid))
 			return true;
+		for (size_t i = 1; i < t->nthreads; i++)
+			if (number_taken(t->threads[i].tid))
+				return true;
+	}
 	return false;
 }
 
@@ -172,19 +182,24 @@ enter_time(struct restart *r)
 static int
 one_id(const struct restart *r)
 {
-	const struct creds *c = &r->model.task.creds;
+	const struct creds *first = &r->model.tasks[0].creds;
 
-	for (int i = 1; i < 4; i++)
-		if (c->uid[i] != c->uid[0] || c->gid[i] != c->gid[0])
+	for (size_t k = 0; k < r->model.header.ntasks; k++)
+		for (int i = 0; i < 4; i++) {
+			const struct creds *c = &r->model.tasks[k].creds;
+
+			if (r->model.tasks[k].zombie || (c->uid[i] == first->uid[0] && c->gid[i] == first->gid[0]))
+				continue;
 			return fail(EPERM, "the program has several user or group IDs, which only root can give "
 			    "it again");
+		}
 	return 0;
 }
 
 static int
 map_ids(const struct restart *r, uid_t uid, gid_t gid)
 {
-	const struct creds *c = &r->model.task.creds;
+	const struct creds *c = &r->model.tasks[0].creds;
 	char map[64];
 	int err;
 
@@ -215,21 +230,26 @@ enter_user(struct restart *r)
 		    "thread that does not mind)");
 	r->own_userns = true;
 	err = map_ids(r, uid, gid);
-	if (err == 0 && r->model.task.creds.ngroups > 1)
+	if (err == 0 && r->model.tasks[0].creds.ngroups > 1)
 		note("pid %" PRId64 ": its supplementary groups cannot be kept, and setuid programs that it "
-		     "starts gain nothing", r->model.task.pid);
+		     "starts gain nothing", r->model.tasks[0].pid);
 	return err;
 }
 
 /* PIDs above this system's limit: since 6.14 each PID namespace has its own. */
 static void
-raise_pid_max(const struct task *t)
+raise_pid_max(const struct restart *r)
 {
 	int64_t highest = 0, limit;
 	char text[24];
 
-	for (size_t i = 0; i < t->nthreads; i++)
-		highest = highest > t->threads[i].tid ? highest : t->threads[i].tid;
+	for (size_t k = 0; k < r->model.header.ntasks; k++) {
+		const struct task *t = &r->model.tasks[k];
+
+		highest = max_i64(highest, t->pid);
+		for (size_t i = 0; i < t->nthreads; i++)
+			highest = max_i64(highest, t->threads[i].tid);
+	}
 	if (proc_read_number(AT_FDCWD, "/proc/sys/kernel/pid_max", 10, &limit) < 0 || highest < limit)
 		return;
 	snprintf(text, sizeof(text), "%" PRId64, highest + 1);
@@ -248,7 +268,7 @@ begin_init(struct restart *r)
 		return fail(EPERM, "mount namespaces are not permitted here: %s", strerror(errno));
 	if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) < 0)
 		note("/proc cannot be mounted (%s): the program sees that of the host", strerror(errno));
-	raise_pid_max(&r->model.task);
+	raise_pid_max(r);
 	return fault(FAULT_placed);
 }
 
@@ -258,9 +278,9 @@ enter_namespaces(struct restart *r)
 	int err, sv[2];
 	pid_t init;
 
-	if (r->model.task.pid == 1)
+	if (r->model.tasks[0].pid == 1)
 		return fail(ENOTSUP, "pid 1: the first process of a container cannot be restarted as such");
-	r->privileged = have_cap(CAP_SYS_ADMIN) && ids_exist(&r->model.task.creds);
+	r->privileged = have_cap(CAP_SYS_ADMIN) && ids_exist(r);
 	err = r->privileged ? 0 : enter_user(r);
 	if (err < 0)
 		return err;
@@ -288,24 +308,25 @@ enter_namespaces(struct restart *r)
 int
 place(struct restart *r)
 {
-	const struct task *t = &r->model.task;
-	bool can = kfeat(KFEAT_set_tid) && ids_exist(&t->creds) &&
+	const struct task *t = &r->model.tasks[0];
+	bool can = kfeat(KFEAT_set_tid) && ids_exist(r) &&
 	    (have_cap(CAP_CHECKPOINT_RESTORE) || have_cap(CAP_SYS_ADMIN));
 
 	r->mode = r->opt.pid_mode;
 	r->report_fd = -1;
 	if (r->mode == PID_NEW) {
-		if (t->nthreads > 1)
-			return fail(EPERM, "--pid=new: the program has %zu threads, which know each other by "
-			    "their numbers", t->nthreads);
+		if (t->nthreads > 1 || r->model.header.ntasks > 1)
+			return fail(EPERM, "--pid=new: the program has %zu %s, which know each other by their numbers",
+			    r->model.header.ntasks > 1 ? r->model.header.ntasks : t->nthreads,
+			    r->model.header.ntasks > 1 ? "processes" : "threads");
 		return enter_time(r) < 0 ? -EPERM : 0;
 	}
 	if (r->mode == PID_SAME && !can)
 		return fail(EPERM, "--pid=same: CAP_CHECKPOINT_RESTORE is needed to choose PIDs");
-	if (r->mode == PID_SAME && place_taken(t))
+	if (r->mode == PID_SAME && place_taken(r))
 		return fail(EBUSY, "--pid=same: PID %" PRId64 " (or that of a thread) is taken here", t->pid);
 	if (r->mode == PID_AUTO)
-		r->mode = can && !place_taken(t) ? PID_SAME : PID_NS;
+		r->mode = can && !place_taken(r) ? PID_SAME : PID_NS;
 	if (r->mode == PID_NS)
 		return enter_namespaces(r);
 	return enter_time(r);

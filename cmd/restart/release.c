@@ -68,7 +68,9 @@ add_locks(struct script *s, const struct task *t)
 		struct kernel_flock fl = {.type = l->write ? F_WRLCK : F_RDLCK, .whence = SEEK_SET,
 		    .start = l->start, .len = l->end < 0 ? 0 : l->end - l->start + 1};
 
-		if (l->kind == LOCK_FLOCK) {
+		if (l->kind == LOCK_LEASE) {
+			script_add(s, "lease", SYS_fcntl, (uint64_t)l->fd, F_SETLEASE, l->write ? F_WRLCK : F_RDLCK);
+		} else if (l->kind == LOCK_FLOCK) {
 			script_add(s, "lock", SYS_flock, (uint64_t)l->fd,
 			    (uint64_t)((l->write ? LOCK_EX : LOCK_SH) | LOCK_NB));
 		} else {
@@ -85,10 +87,10 @@ add_locks(struct script *s, const struct task *t)
  * faster: a moved process goes on without (it cannot go back); a copy does not begin.
  */
 static int
-take_locks(struct restart *r, bool moved)
+take_locks(struct built *b, bool moved)
 {
 	int64_t deadline = now_ms() + (moved ? LOCK_TRIES_MS : 0);
-	bool missing = r->model.task.nlocks > 0;
+	bool missing = b->task->nlocks > 0;
 	int err = 0;
 
 	while (err == 0 && missing) {
@@ -96,8 +98,8 @@ take_locks(struct restart *r, bool moved)
 		sigset_t none;
 		struct timespec wait = {0, 1000000};
 
-		add_locks(&s, &r->model.task);
-		err = loop_run(&r->loop, &r->threads[0], &s);
+		add_locks(&s, b->task);
+		err = loop_run(&b->loop, &b->threads[0], &s);
 		missing = false;
 		for (size_t i = 0; err == 0 && i < s.ncalls; i++)
 			missing |= s.calls[i].result < 0;
@@ -110,17 +112,17 @@ take_locks(struct restart *r, bool moved)
 	if (err < 0 || !missing)
 		return err;
 	if (moved) {
-		note("pid %d: a file that it has locked is locked by somebody else now", r->pid);
+		note("pid %d: a file that it has locked is locked by somebody else now", b->pid);
 		return 0;
 	}
 	return fail(EBUSY, "pid %d: a file that it has locked is locked by somebody else (by the original?)",
-	    r->pid);
+	    b->pid);
 }
 
 /* --- signals that were on their way */
 
 static void
-add_pending(struct script *s, const struct restart *r, const struct bytes *pending, int64_t tid)
+add_pending(struct script *s, const struct built *b, const struct bytes *pending, int64_t tid)
 {
 	for (size_t i = 0; i < pending->n / SIGINFO_BYTES; i++) {
 		const unsigned char *info = pending->p + i * SIGINFO_BYTES;
@@ -129,10 +131,10 @@ add_pending(struct script *s, const struct restart *r, const struct bytes *pendi
 
 		memcpy(&sig, info, sizeof(sig));
 		if (tid == 0) {
-			script_add(s, "pending signal", SYS_rt_sigqueueinfo, (uint64_t)r->pid, (uint64_t)sig, at);
+			script_add(s, "pending signal", SYS_rt_sigqueueinfo, (uint64_t)b->pid, (uint64_t)sig, at);
 			script_data_arg(s, 2);
 		} else {
-			script_add(s, "pending signal", SYS_rt_tgsigqueueinfo, (uint64_t)r->pid, (uint64_t)tid,
+			script_add(s, "pending signal", SYS_rt_tgsigqueueinfo, (uint64_t)b->pid, (uint64_t)tid,
 			    (uint64_t)sig, at);
 			script_data_arg(s, 3);
 		}
@@ -169,9 +171,9 @@ add_timers(struct script *s, const struct task *t)
 /* --- credentials */
 
 static void
-add_caps(struct script *s, const struct restart *r, uint64_t have_prm, uint64_t have_bnd)
+add_caps(struct script *s, const struct built *b, uint64_t have_prm, uint64_t have_bnd)
 {
-	const struct creds *c = &r->model.task.creds;
+	const struct creds *c = &b->task->creds;
 	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
 	uint64_t prm = c->cap_prm & have_prm, eff = c->cap_eff & prm, inh = c->cap_inh & have_prm;
 	struct __user_cap_data_struct d[2] = {{(uint32_t)eff, (uint32_t)prm, (uint32_t)inh},
@@ -198,21 +200,21 @@ add_caps(struct script *s, const struct restart *r, uint64_t have_prm, uint64_t 
 }
 
 static int
-read_caps(const struct restart *r, uint64_t *prm, uint64_t *bnd)
+read_caps(const struct built *b, uint64_t *prm, uint64_t *bnd)
 {
-	const struct creds *c = &r->model.task.creds;
+	const struct creds *c = &b->task->creds;
 	struct proc_status st;
-	int proc = proc_open(r->pid);
+	int proc = proc_open(b->pid);
 	int err = proc < 0 ? proc : proc_read_status(proc, &st);
 
 	close_fd(&proc);
 	if (err < 0)
-		return fail(-err, "pid %d: status: %s", r->pid, strerror(-err));
+		return fail(-err, "pid %d: status: %s", b->pid, strerror(-err));
 	*prm = st.cap_prm;
 	*bnd = st.cap_bnd;
 	proc_status_fini(&st);
 	if ((c->cap_prm & ~*prm) != 0)
-		note("pid %d: it loses capabilities (%#" PRIx64 "), which restart does not have", r->pid,
+		note("pid %d: it loses capabilities (%#" PRIx64 "), which restart does not have", b->pid,
 		    c->cap_prm & ~*prm);
 	return 0;
 }
@@ -220,95 +222,125 @@ read_caps(const struct restart *r, uint64_t *prm, uint64_t *bnd)
 /* --- limits */
 
 static void
-set_limits(const struct restart *r)
+set_limits(const struct built *b)
 {
-	const struct task *t = &r->model.task;
+	const struct task *t = b->task;
 
 	for (size_t i = 0; i < t->nrlimits && i < RLIM_NLIMITS; i++) {
 		struct rlimit64 want = {t->rlimits[i].soft, t->rlimits[i].hard}, have;
 
-		if (prlimit64(r->pid, (int)i, &want, NULL) == 0)
+		if (prlimit64(b->pid, (int)i, &want, NULL) == 0)
 			continue;
-		if (prlimit64(r->pid, (int)i, NULL, &have) < 0)
+		if (prlimit64(b->pid, (int)i, NULL, &have) < 0)
 			continue;
 		/* As near as may be: no higher than the hard limit that is here. */
 		want.rlim_max = min_u64(want.rlim_max, have.rlim_max);
 		want.rlim_cur = min_u64(want.rlim_cur, want.rlim_max);
-		prlimit64(r->pid, (int)i, &want, NULL);
-		note("pid %d: limit %zu is lower than it was: raising it takes CAP_SYS_RESOURCE", r->pid, i);
+		prlimit64(b->pid, (int)i, &want, NULL);
+		note("pid %d: limit %zu is lower than it was: raising it takes CAP_SYS_RESOURCE", b->pid, i);
 	}
 }
 
 /* --- the last steps */
 
 static int
-last_scripts(struct restart *r)
+last_scripts(struct restart *r, struct built *b)
 {
-	const struct task *t = &r->model.task;
+	const struct task *t = b->task;
 	uint64_t prm = 0, bnd = 0;
-	int err = read_caps(r, &prm, &bnd);
+	int err = read_caps(b, &prm, &bnd);
 
-	for (size_t i = 0; i < r->nthreads && err == 0; i++) {
+	for (size_t i = 0; i < b->nthreads && err == 0; i++) {
 		struct script s = {0};
 
 		if (i == 0) {
 			if (attr_set(&s, t->prctls, t->nprctls) < 0)
 				err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
-			add_pending(&s, r, &t->pending, 0);
+			add_pending(&s, b, &t->pending, 0);
 		}
-		add_pending(&s, r, &t->threads[i].pending, r->threads[i].tid);
-		add_caps(&s, r, prm, bnd);
+		add_pending(&s, b, &t->threads[i].pending, b->threads[i].tid);
+		add_caps(&s, b, prm, bnd);
 		/* Last of all, so that none fires while anything is still to be done. */
 		if (i == 0)
 			add_timers(&s, t);
 		if (err == 0)
-			err = loop_run(&r->loop, &r->threads[i], &s);
+			err = loop_run(&b->loop, &b->threads[i], &s);
 		script_fini(&s);
 	}
 	return err;
 }
 
 static int
-set_final(struct restart *r)
+set_final(struct built *b)
 {
-	struct arch_call unmap = {SYS_munmap, {r->loop.at, LOOP_BYTES}};
-	struct tracee *leader = &r->threads[0];
+	struct arch_call unmap = {SYS_munmap, {b->loop.at, LOOP_BYTES}};
+	struct tracee *leader = &b->threads[0];
 	int64_t result;
-	int err = tracee_call_at(leader, &leader->regs, r->syscall_ip, &unmap, &result);
+	int err = tracee_call_at(leader, &leader->regs, b->syscall_ip, &unmap, &result);
 
 	if (err == 0 && result < 0)
-		err = fail((int)-result, "pid %d: script loop: %s", r->pid, strerror((int)-result));
-	for (size_t i = 0; i < r->nthreads && err == 0; i++) {
-		const struct thread *th = &r->model.task.threads[i];
+		err = fail((int)-result, "pid %d: script loop: %s", b->pid, strerror((int)-result));
+	for (size_t i = 0; i < b->nthreads && err == 0; i++) {
+		const struct thread *th = &b->task->threads[i];
 		struct arch_regs regs = th->regs;
 
 		regs.orig_rax = UINT64_MAX; /* no call is under way: nothing to restart */
-		err = tracee_set_regs(r->threads[i].tid, &regs);
+		err = tracee_set_regs(b->threads[i].tid, &regs);
 		if (err == 0)
-			err = tracee_set_sigmask(r->threads[i].tid, th->sigmask);
+			err = tracee_set_sigmask(b->threads[i].tid, th->sigmask);
 	}
 	return err;
+}
+
+/* Stopped by the same signal, if that stops it still. */
+static int
+stop_signal(const struct task *t)
+{
+	if (t->threads[0].sigmask >> (t->stop_signal - 1) & 1)
+		return SIGSTOP;
+	for (size_t i = 0; i < t->nactions; i++)
+		if (t->actions[i].sig == t->stop_signal && t->actions[i].handler != 0)
+			return SIGSTOP;
+	return (int)t->stop_signal;
+}
+
+static int
+complete(struct restart *r, struct built *b)
+{
+	int err = take_locks(b, r->source.is_channel || image_wants_end(r->reader));
+
+	if (err == 0)
+		err = last_scripts(r, b);
+	return err < 0 ? err : set_final(b);
 }
 
 int
 release(struct restart *r)
 {
-	int err = take_locks(r, r->source.is_channel || image_wants_end(r->reader));
+	size_t n = r->model.header.ntasks;
+	int err = 0;
 
-	if (err == 0)
-		err = last_scripts(r);
-	if (err == 0)
-		err = set_final(r);
+	for (size_t i = 0; i < n && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
+			err = complete(r, &r->built[i]);
 	if (err < 0)
 		return err;
-	set_limits(r);
-	if (r->model.task.stop_signal != 0)
-		kill(r->pid, SIGSTOP);
+	for (size_t i = 0; i < n; i++) {
+		const struct task *t = &r->model.tasks[i];
+
+		if (t->zombie)
+			continue;
+		set_limits(&r->built[i]);
+		if (t->stop_signal != 0)
+			kill(r->built[i].pid, stop_signal(t));
+	}
 	/* From here on the end of restart is not the end of the program. */
-	for (size_t i = 0; i < r->nthreads; i++)
-		ptrace(PTRACE_SETOPTIONS, r->threads[i].tid, NULL, 0L);
+	for (size_t i = 0; i < n; i++)
+		for (size_t k = 0; k < r->built[i].nthreads; k++)
+			ptrace(PTRACE_SETOPTIONS, r->built[i].threads[k].tid, NULL, 0L);
 	fault(FAULT_released);
-	for (size_t i = 0; i < r->nthreads; i++)
-		ptrace(PTRACE_DETACH, r->threads[i].tid, NULL, NULL);
+	for (size_t i = 0; i < n; i++)
+		for (size_t k = 0; k < r->built[i].nthreads; k++)
+			ptrace(PTRACE_DETACH, r->built[i].threads[k].tid, NULL, NULL);
 	return 0;
 }

@@ -4,8 +4,9 @@
  *   load.c     where the image comes from; its first members, checked
  *   files.c    the program, mapped files and open files, found and checked
  *   place.c    which PIDs: these, those of new namespaces, or new ones
- *   build.c    a process that has executed the program and is stopped
- *   space.c    its address space becomes that of the image
+ *   build.c    processes: the first by fork, the others by their parents; each executes its program
+ *   tree.c     whose child, which session, which process group; those that have ended
+ *   space.c    an address space becomes that of the image
  *   fill.c     the pages
  *   settle.c   threads, handlers, timers, credentials
  *   release.c  it runs
@@ -57,7 +58,24 @@ struct opened {
 	int *mapped;   /* of each mapped file, else -1 */
 	int *shms;     /* of each shm object that needs one, else -1 */
 	int *ofds;
-	int program;   /* what is executed */
+	int *programs; /* of each file that is executed, else -1 */
+};
+
+/* A process that is being built. */
+struct built {
+	const struct task *task; /* NULL: a helper that no image has */
+	struct built *parent;
+	pid_t pid;       /* as we see it; 0 until it exists */
+	struct tracee *threads;
+	size_t nthreads;
+	int mem;
+	struct loop loop;
+	taddr syscall_ip; /* a `syscall` instruction that stays */
+	taddr vdso_at;    /* this kernel's vDSO in it */
+	uint64_t vdso_len;
+	int64_t session;  /* in the numbers of the image */
+	bool shares_vm;   /* with its parent, until it executes its program */
+	bool ended;
 };
 
 struct restart {
@@ -65,7 +83,7 @@ struct restart {
 	struct source source;
 	struct image_reader *reader;
 	struct model model;
-	unsigned char *vdso; /* code of the image's vDSO */
+	unsigned char **vdsos; /* code of a vDSO, of each task whose member it is */
 	struct opened open;
 	char member[IMAGE_NAME_MAX]; /* the first that load() did not take */
 	uint64_t member_size;
@@ -74,21 +92,17 @@ struct restart {
 	enum pid_mode mode;
 	bool own_userns, privileged;
 	int report_fd; /* in namespaces: to the process outside, or -1 */
-	/* what is being built */
-	struct tracee *threads;
-	size_t nthreads;
-	pid_t pid;
-	int mem;
-	struct loop loop;
-	taddr syscall_ip; /* a `syscall` instruction that stays */
-	taddr vdso_at;    /* this kernel's vDSO in it */
-	uint64_t vdso_len;
+	struct built *built; /* parallel to the tasks of the image */
+	struct built **helpers;
+	size_t nhelpers;
 };
 
 /* Each returns 0, or a negative errno, logged. */
 int load_open(struct restart *r);
 int load_metadata(struct restart *r);
 int load_host_check(struct restart *r);
+/* Code of the vDSO that a task of the image had. */
+const unsigned char *load_vdso(const struct restart *r, const struct mm_layout *mm);
 
 int files_open(struct restart *r);
 void files_close(struct restart *r);
@@ -97,20 +111,38 @@ void files_undo(struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);
-/* Does this number of the image exist here? */
-bool place_taken(const struct task *t);
+/* Does a number of the image exist here? */
+bool place_taken(const struct restart *r);
 
-int build(struct restart *r);
+/* The process of a task: stopped, executing its program, or a copy of its parent. */
+int build(struct restart *r, struct built *b);
+/* Nothing of them has run: end them all. */
 void build_undo(struct restart *r);
-/* In the new process mapped file i is fd base + i, shm object i is base + nfiles + i. */
-int build_fd_base(const struct task *t);
+/* fork(2) by `creator`, in the script loop; with more flags of clone(2). task may be NULL. */
+int build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal);
+/* A script in its first thread. */
+int built_run(struct built *b, struct script *s);
 
-int space_make(struct restart *r);
-int space_finish(struct restart *r);
+/*
+ * All that is inherited is at a number that depends on nothing, above every fd of the image.
+ */
+enum stock { STOCK_FILES, STOCK_SHMS, STOCK_OFDS, STOCK_PROGRAMS, STOCK_END };
+uint64_t stock_fd(const struct restart *r, enum stock what, int64_t index);
 
-int fill(struct restart *r);
+/* The children of b, which must be complete but for them. */
+int tree_children(struct restart *r, struct built *b);
+/* Process groups; those that have ended; helpers are gone. */
+int tree_finish(struct restart *r);
 
-int settle(struct restart *r);
+int space_make(struct restart *r, struct built *b);
+int space_finish(struct built *b);
+
+/* The pages of this process; with NULL (restart --check) all pages, which are only checked. */
+int fill(struct restart *r, struct built *b);
+
+/* Open files of one process. */
+int place_fds(struct restart *r, struct built *b);
+int settle(struct restart *r, struct built *b);
 int release(struct restart *r);
 
 /* 1 on END or GO, 0 where the stream ended without, or a negative errno. */

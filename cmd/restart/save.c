@@ -23,9 +23,12 @@ static int
 read_parked(struct page_source *s, const struct page_run *runs, size_t nruns, unsigned char *out)
 {
 	const struct restart *r = ((struct parked_pages *)s)->r;
+	size_t t = 0;
 
+	while (r->model.tasks[t].pid != s->pid)
+		t++;
 	for (size_t i = 0; i < nruns; i++) {
-		int err = mem_read(r->mem, runs[i].addr, out, runs[i].npages * PAGE_BYTES);
+		int err = mem_read(r->built[t].mem, runs[i].addr, out, runs[i].npages * PAGE_BYTES);
 
 		if (err < 0)
 			return err;
@@ -67,7 +70,7 @@ open_somewhere(const struct restart *r, char **name)
 int
 save(struct restart *r)
 {
-	struct parked_pages pages = {{read_parked, NULL}, r};
+	struct parked_pages pages = {{.read = read_parked}, r};
 	char *name;
 	int fd = open_somewhere(r, &name), err;
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
@@ -29,43 +30,43 @@
 /* --- threads */
 
 static int
-wait_born(struct restart *r, pid_t tid)
+wait_born(struct built *b, pid_t tid)
 {
-	struct tracee *t = ARRAY_ADD(r->threads, r->nthreads);
+	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
 	int status, err;
 
 	if (t == NULL)
 		return -ENOMEM;
-	*t = (struct tracee){.pid = r->pid, .tid = tid, .mem = r->mem, .seized = true};
+	*t = (struct tracee){.pid = b->pid, .tid = tid, .mem = b->mem, .seized = true};
 	err = tracee_wait(tid, now_ms() + 60000, &status);
 	if (err < 0 || !WIFSTOPPED(status))
-		return fail(EIO, "pid %d: thread %d does not begin", r->pid, tid);
+		return fail(EIO, "pid %d: thread %d does not begin", b->pid, tid);
 	return tracee_get_regs(tid, &t->regs);
 }
 
 /* A thread is born stopped, as its parent is traced; it will run nothing but scripts and itself. */
 static int
-make_thread(struct restart *r, const struct thread *th)
+make_thread(struct built *b, const struct thread *th)
 {
-	struct tracee *leader = &r->threads[0];
+	struct tracee *leader = &b->threads[0];
 	struct {
 		struct clone_args args;
 		pid_t tid;
 	} data = {.tid = (pid_t)th->tid};
-	taddr at = loop_data(&r->loop);
+	taddr at = loop_data(&b->loop);
 	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
 	int64_t result;
 	int err;
 
 	data.args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-	data.args.stack = r->loop.at + PAGE_BYTES;
+	data.args.stack = b->loop.at + PAGE_BYTES;
 	data.args.stack_size = PAGE_BYTES;
 	data.args.set_tid = at + offsetof(__typeof__(data), tid);
 	data.args.set_tid_size = 1;
-	err = mem_write(r->mem, at, &data, sizeof(data));
+	err = mem_write(b->mem, at, &data, sizeof(data));
 	if (err < 0)
-		return fail(-err, "pid %d: %s", r->pid, strerror(-err));
-	err = tracee_call_at(leader, &leader->regs, r->syscall_ip, &clone3, &result);
+		return fail(-err, "pid %d: %s", b->pid, strerror(-err));
+	err = tracee_call_at(leader, &leader->regs, b->syscall_ip, &clone3, &result);
 	if (err < 0)
 		return err;
 	if (result == -EEXIST)
@@ -73,7 +74,7 @@ make_thread(struct restart *r, const struct thread *th)
 	if (result < 0)
 		return fail((int)-result, "thread %" PRId64 " cannot be made: %s", th->tid,
 		    strerror((int)-result));
-	return wait_born(r, (pid_t)result);
+	return wait_born(b, (pid_t)result);
 }
 
 /* As this kernel wants it: its own size, what the image has, the rest in its initial state. */
@@ -135,20 +136,67 @@ set_sched(const struct tracee *t, const struct thread *th)
 		note("thread %" PRId64 ": I/O priority: %s", th->tid, strerror(errno));
 }
 
-static int
-settle_thread(struct restart *r, size_t i)
+/* The permitted capabilities of a process, or none. */
+static uint64_t
+permitted(const struct built *b)
 {
-	const struct thread *th = &r->model.task.threads[i];
-	struct tracee *t = &r->threads[i];
+	struct proc_status st;
+	uint64_t prm = 0;
+	int proc = proc_open(b->pid);
+
+	if (proc >= 0 && proc_read_status(proc, &st) == 0) {
+		prm = st.cap_prm;
+		proc_status_fini(&st);
+	}
+	close_fd(&proc);
+	return prm;
+}
+
+/* Root gives it the IDs that it had; its capabilities stay until the last steps, which need some. */
+static void
+add_ids(struct script *s, const struct restart *r, const struct built *b)
+{
+	const struct creds *c = &b->task->creds;
+	uint64_t prm = permitted(b), groups = script_data(s, NULL, 0);
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct d[2] = {{(uint32_t)prm, (uint32_t)prm, 0},
+	    {(uint32_t)(prm >> 32), (uint32_t)(prm >> 32), 0}};
+
+	if (r->own_userns || geteuid() != 0)
+		return;
+	for (size_t i = 0; i < c->ngroups; i++) {
+		uint32_t gid = (uint32_t)c->groups[i];
+
+		buf_put(&s->data, &gid, sizeof(gid));
+	}
+	script_add(s, "groups", SYS_setgroups, c->ngroups, groups);
+	script_data_arg(s, 1);
+	script_add(s, "group IDs", SYS_setresgid, (uint64_t)c->gid[0], (uint64_t)c->gid[1], (uint64_t)c->gid[2]);
+	script_add(s, "capabilities", SYS_prctl, PR_SET_KEEPCAPS, 1);
+	script_add(s, "user IDs", SYS_setresuid, (uint64_t)c->uid[0], (uint64_t)c->uid[1], (uint64_t)c->uid[2]);
+	script_add(s, "capabilities", SYS_capset, script_data(s, &h, sizeof(h)), script_data(s, d, sizeof(d)));
+	script_data_arg(s, 0);
+	script_data_arg(s, 1);
+	script_add(s, "capabilities", SYS_prctl, PR_SET_KEEPCAPS, 0);
+	script_may_fail(s);
+	script_add(s, "dumpable", SYS_prctl, PR_SET_DUMPABLE, 1);
+}
+
+static int
+settle_thread(struct restart *r, struct built *b, size_t i)
+{
+	const struct thread *th = &b->task->threads[i];
+	struct tracee *t = &b->threads[i];
 	struct arch_regs final = th->regs;
 	struct script s = {0};
 	int err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
 
+	add_ids(&s, r, b);
 	add_thread_calls(&s, th);
 	if (err == 0 && attr_set(&s, th->prctls, th->nprctls) < 0)
 		err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
 	if (err == 0)
-		err = loop_run(&r->loop, t, &s);
+		err = loop_run(&b->loop, t, &s);
 	script_fini(&s);
 	if (err == 0)
 		err = set_xstate(t, th);
@@ -200,9 +248,9 @@ enum { TIMER_IDS_MAX = 1000 };
  * those that are not wanted are made and deleted.
  */
 static int
-make_timers(struct restart *r)
+make_timers(struct built *b)
 {
-	const struct task *t = &r->model.task;
+	const struct task *t = b->task;
 	struct script s = {0};
 	int64_t next = 0;
 	bool ask = kfeat(KFEAT_timer_restore_ids);
@@ -213,7 +261,7 @@ make_timers(struct restart *r)
 	if (ask) {
 		script_add(&s, "timer numbers", SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 1);
 		script_may_fail(&s);
-		err = loop_run(&r->loop, &r->threads[0], &s);
+		err = loop_run(&b->loop, &b->threads[0], &s);
 		ask = err == 0 && s.calls[0].result == 0;
 		script_fini(&s);
 	}
@@ -230,33 +278,38 @@ make_timers(struct restart *r)
 	}
 	if (ask)
 		script_add(&s, "timer numbers", SYS_prctl, PR_TIMER_CREATE_RESTORE_IDS, 0);
-	err = loop_run(&r->loop, &r->threads[0], &s);
+	err = loop_run(&b->loop, &b->threads[0], &s);
 	script_fini(&s);
 	return err;
 }
 
-static void
-add_files(struct script *s, const struct restart *r)
+/* Numbers, flags and owners of what the first process has brought. */
+int
+place_fds(struct restart *r, struct built *b)
 {
-	const struct task *t = &r->model.task;
+	const struct task *t = b->task;
+	struct script s = {0};
 
+	script_add(&s, "open files", SYS_close_range, 0, stock_fd(r, STOCK_FILES, 0) - 1, 0);
 	for (size_t i = 0; i < t->nfds; i++) {
 		const struct ofd *o = &r->model.objects.ofds[t->fds[i].ofd];
+		uint64_t fd = (uint64_t)t->fds[i].fd;
+		int32_t owner[2] = {(int32_t)o->owner_type, (int32_t)o->owner};
 
-		if (t->fds[i].cloexec)
-			script_add(s, "close-on-exec", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETFD, FD_CLOEXEC);
+		script_add(&s, "open files", SYS_dup3, stock_fd(r, STOCK_OFDS, t->fds[i].ofd), fd,
+		    t->fds[i].cloexec ? O_CLOEXEC : 0);
 		if (o->owner != 0) {
-			int32_t owner[2] = {(int32_t)o->owner_type, (int32_t)o->owner};
-
-			script_add(s, "owner of a file", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETOWN_EX,
-			    script_data(s, owner, sizeof(owner)));
-			script_data_arg(s, 2);
-			script_may_fail(s);
-			script_add(s, "signal of a file", SYS_fcntl, (uint64_t)t->fds[i].fd, F_SETSIG,
-			    (uint64_t)o->sig);
-			script_may_fail(s);
+			script_add(&s, "owner of a file", SYS_fcntl, fd, F_SETOWN_EX,
+			    script_data(&s, owner, sizeof(owner)));
+			script_data_arg(&s, 2);
+			script_may_fail(&s);
+		}
+		if (o->sig != 0) {
+			script_add(&s, "signal of a file", SYS_fcntl, fd, F_SETSIG, (uint64_t)o->sig);
+			script_may_fail(&s);
 		}
 	}
+	return built_run(b, &s);
 }
 
 static void
@@ -270,10 +323,10 @@ add_membarrier(struct script *s, const struct task *t)
 }
 
 static void
-set_proc_files(const struct restart *r)
+set_proc_files(const struct built *b)
 {
-	const struct task *t = &r->model.task;
-	int proc = proc_open(r->pid), err;
+	const struct task *t = b->task;
+	int proc = proc_open(b->pid), err;
 	char text[32];
 
 	if (proc < 0)
@@ -283,44 +336,60 @@ set_proc_files(const struct restart *r)
 	snprintf(text, sizeof(text), "%" PRId64, t->oom_score_adj);
 	err = write_file(proc, "oom_score_adj", text);
 	if (err < 0)
-		note("pid %d: oom_score_adj %" PRId64 ": %s", r->pid, t->oom_score_adj, strerror(-err));
+		note("pid %d: oom_score_adj %" PRId64 ": %s", b->pid, t->oom_score_adj, strerror(-err));
 	close(proc);
 }
 
+/* Its directory was checked when its files were. */
 static int
-settle_process(struct restart *r)
+add_directory(struct script *s, const struct restart *r, const struct task *t)
 {
-	const struct task *t = &r->model.task;
-	struct script s = {0};
-	int err;
+	char *cwd = r->opt.chdir != NULL ? strdup(r->opt.chdir) : path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
 
+	if (cwd == NULL)
+		return -ENOMEM;
+	script_add(s, "its working directory", SYS_chdir, script_data(s, cwd, strlen(cwd) + 1));
+	script_data_arg(s, 0);
+	free(cwd);
+	return 0;
+}
+
+static int
+settle_process(struct restart *r, struct built *b)
+{
+	const struct task *t = b->task;
+	struct script s = {0};
+	int err = add_directory(&s, r, t);
+
+	script_add(&s, "umask", SYS_umask, (uint64_t)t->umask);
 	add_actions(&s, t);
-	add_files(&s, r);
 	add_membarrier(&s, t);
 	script_add(&s, "personality", SYS_personality, t->personality);
 	script_may_fail(&s);
-	err = loop_run(&r->loop, &r->threads[0], &s);
+	script_add(&s, "restart's own files", SYS_close_range, stock_fd(r, STOCK_FILES, 0), UINT32_MAX, 0);
+	if (err == 0)
+		err = loop_run(&b->loop, &b->threads[0], &s);
 	script_fini(&s);
 	return err;
 }
 
 int
-settle(struct restart *r)
+settle(struct restart *r, struct built *b)
 {
-	const struct task *t = &r->model.task;
-	int err = tracee_set_sigmask(r->threads[0].tid, ALL_SIGNALS);
+	const struct task *t = b->task;
+	int err = tracee_set_sigmask(b->threads[0].tid, ALL_SIGNALS);
 
 	if (err == 0)
-		err = space_finish(r);
+		err = space_finish(b);
 	for (size_t i = 1; i < t->nthreads && err == 0; i++)
-		err = make_thread(r, &t->threads[i]);
+		err = make_thread(b, &t->threads[i]);
 	if (err == 0)
-		err = settle_process(r);
+		err = settle_process(r, b);
 	if (err == 0)
-		err = make_timers(r);
+		err = make_timers(b);
 	for (size_t i = 0; i < t->nthreads && err == 0; i++)
-		err = settle_thread(r, i);
+		err = settle_thread(r, b, i);
 	if (err == 0)
-		set_proc_files(r);
+		set_proc_files(b);
 	return err;
 }

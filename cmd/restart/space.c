@@ -57,36 +57,38 @@ in_the_way(taddr at, taddr end, taddr start, taddr stop)
 	return at < stop + MARGIN && end + MARGIN > start;
 }
 
-/* Room that neither the image nor the stub uses, and where nothing of the program's will grow. */
+/* Where the gap may be instead, if a task of the image has something at [at, end), else `at`. */
+static taddr
+pass_task(const struct task *t, taddr at, taddr end)
+{
+	for (size_t i = 0; i < t->nvmas; i++)
+		if (in_the_way(at, end, t->vmas[i].start, t->vmas[i].end))
+			return t->vmas[i].end + MARGIN;
+	if (in_the_way(at, end, t->mm.vvar, t->mm.vdso + t->mm.vdso_size))
+		return t->mm.vdso + t->mm.vdso_size + MARGIN;
+	if (t->mm.start_brk != 0 && in_the_way(at, end, t->mm.start_brk, t->mm.start_brk + HEAP_ROOM))
+		return t->mm.start_brk + HEAP_ROOM + MARGIN;
+	return at;
+}
+
+/*
+ * Room that neither a task of the image (a child may be a copy of its parent) nor the stub uses, and where
+ * nothing of the program's will grow.
+ */
 static taddr
 find_gap(const struct restart *r, const struct proc_maps *stub, uint64_t size)
 {
-	const struct task *t = &r->model.task;
-	taddr at = 0x10000000;
+	taddr at = 0x10000000, before;
 
-	for (bool moved = true; moved && at < ARCH_USER_END - size;) {
-		moved = false;
-		for (size_t i = 0; i < t->nvmas; i++)
-			if (in_the_way(at, at + size, t->vmas[i].start, t->vmas[i].end)) {
-				at = t->vmas[i].end + MARGIN;
-				moved = true;
-			}
+	do {
+		before = at;
+		for (size_t i = 0; i < r->model.header.ntasks; i++)
+			at = pass_task(&r->model.tasks[i], at, at + size);
 		for (size_t i = 0; i < stub->n; i++)
 			if (stub->map[i].start < ARCH_USER_END &&
-			    in_the_way(at, at + size, stub->map[i].start, stub->map[i].end)) {
+			    in_the_way(at, at + size, stub->map[i].start, stub->map[i].end))
 				at = stub->map[i].end + MARGIN;
-				moved = true;
-			}
-		if (in_the_way(at, at + size, t->mm.vvar, t->mm.vdso + t->mm.vdso_size)) {
-			at = t->mm.vdso + t->mm.vdso_size + MARGIN;
-			moved = true;
-		}
-		if (t->mm.start_brk != 0 &&
-		    in_the_way(at, at + size, t->mm.start_brk, t->mm.start_brk + HEAP_ROOM)) {
-			at = t->mm.start_brk + HEAP_ROOM + MARGIN;
-			moved = true;
-		}
-	}
+	} while (at != before && at < ARCH_USER_END - size);
 	return page_up(at);
 }
 
@@ -141,8 +143,6 @@ clear_stub(struct script *s, const struct proc_maps *stub)
 static void
 map_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
-	const struct objects *o = &r->model.objects;
-	int base = build_fd_base(&r->model.task);
 	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
 	bool accounted;
 
@@ -152,9 +152,9 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 			    ? (flags & ~(uint64_t)MAP_TYPE) | (uint64_t)vmflags[i].argument
 			    : flags | (uint64_t)vmflags[i].argument;
 	if (v->kind == VMA_FILE)
-		fd = (uint64_t)(base + v->ref);
+		fd = stock_fd(r, STOCK_FILES, v->ref);
 	else if (v->kind == VMA_SHM && r->open.shms[v->ref] >= 0)
-		fd = (uint64_t)base + o->nfiles + (uint64_t)v->ref;
+		fd = stock_fd(r, STOCK_SHMS, v->ref);
 	if (fd == (uint64_t)-1) {
 		flags |= MAP_ANONYMOUS;
 		offset = 0;
@@ -192,37 +192,34 @@ auxv_length(const struct bytes *auxv)
 }
 
 static int
-set_layout(struct restart *r)
+set_layout(struct built *b)
 {
-	const struct mm_layout *mm = &r->model.task.mm;
+	const struct mm_layout *mm = &b->task->mm;
 	struct mm_map map = {mm->start_code, mm->end_code, mm->start_data, mm->end_data,
 	    mm->start_brk, mm->brk, mm->start_stack, mm->arg_start, mm->arg_end, mm->env_start,
 	    mm->env_end, 0, (uint32_t)auxv_length(&mm->auxv), UINT32_MAX};
 	struct script s = {0};
 	uint64_t auxv = script_data(&s, mm->auxv.p, mm->auxv.n);
 	uint64_t at;
-	int err;
 
-	map.auxv = loop_data(&r->loop) + auxv;
+	map.auxv = loop_data(&b->loop) + auxv;
 	at = script_data(&s, &map, sizeof(map));
 	script_add(&s, "address space fields", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, at, sizeof(map));
 	script_data_arg(&s, 2);
-	err = loop_run(&r->loop, &r->threads[0], &s);
-	script_fini(&s);
-	return err;
+	return built_run(b, &s);
 }
 
 /* --- the vDSO where the program expects it */
 
 static bool
-same_vdso(const struct restart *r, const unsigned char *ours, const struct proc_maps *stub)
+same_vdso(const struct built *b, const unsigned char *ours, const struct proc_maps *stub)
 {
-	const struct mm_layout *mm = &r->model.task.mm;
+	const struct mm_layout *mm = &b->task->mm;
 	char hex[DIGEST_HEX];
 
-	if (!kfeat(KFEAT_same_vdso) || mm->vdso_size != r->vdso_len)
+	if (!kfeat(KFEAT_same_vdso) || mm->vdso_size != b->vdso_len)
 		return false;
-	digest_once(ours, r->vdso_len, hex);
+	digest_once(ours, b->vdso_len, hex);
 	for (size_t i = 0; i < stub->n; i++)
 		if (strcmp(stub->map[i].path, "[vdso]") == 0 &&
 		    stub->map[i].start - lowest_of_kernel(stub) != mm->vdso - mm->vvar)
@@ -232,23 +229,31 @@ same_vdso(const struct restart *r, const unsigned char *ours, const struct proc_
 
 /* Another kernel's: its page becomes jumps into ours, which stays in its gap. */
 static int
-put_proxy(struct restart *r, const unsigned char *ours)
+put_proxy(struct restart *r, struct built *b, const unsigned char *ours)
 {
-	const struct mm_layout *mm = &r->model.task.mm;
+	const struct mm_layout *mm = &b->task->mm;
 	struct script s = {0};
+	unsigned char *code;
 	int err;
 
 	if (mm->in_vdso)
 		return fail(ENOTSUP, "a thread stands inside the vDSO of %s, and this kernel has another one",
 		    r->model.header.kernel);
-	if (vdso_make_proxy(r->vdso, mm->vdso_size, ours, r->vdso_len, r->vdso_at) < 0)
+	code = malloc(mm->vdso_size);
+	if (code == NULL)
+		return -ENOMEM;
+	memcpy(code, load_vdso(r, mm), mm->vdso_size);
+	if (vdso_make_proxy(code, mm->vdso_size, ours, b->vdso_len, b->vdso_at) < 0) {
+		free(code);
 		return fail(EBADMSG, "%s: bad image: its vDSO is malformed", r->source.name);
+	}
 	script_add(&s, "vDSO", SYS_mmap, mm->vdso, mm->vdso_size, PROT_READ | PROT_EXEC,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
-	err = loop_run(&r->loop, &r->threads[0], &s);
+	err = loop_run(&b->loop, &b->threads[0], &s);
 	script_fini(&s);
 	if (err == 0)
-		err = mem_write(r->mem, mm->vdso, r->vdso, mm->vdso_size);
+		err = mem_write(b->mem, mm->vdso, code, mm->vdso_size);
+	free(code);
 	debug(LOG_VERBOSE, "the vDSO of %s is not this kernel's: its functions lead to ours",
 	    r->model.header.kernel);
 	return err;
@@ -256,31 +261,32 @@ put_proxy(struct restart *r, const unsigned char *ours)
 
 /* parked: the lowest of this kernel's areas now. */
 static int
-put_vdso(struct restart *r, const struct proc_maps *stub, taddr parked)
+put_vdso(struct restart *r, struct built *b, const struct proc_maps *stub, taddr parked)
 {
-	const struct mm_layout *mm = &r->model.task.mm;
-	unsigned char *ours = malloc(r->vdso_len);
+	const struct mm_layout *mm = &b->task->mm;
+	unsigned char *ours = malloc(b->vdso_len);
 	struct script s = {0};
-	int err = ours == NULL ? -ENOMEM : mem_read(r->mem, r->vdso_at, ours, r->vdso_len);
+	int err = ours == NULL ? -ENOMEM : mem_read(b->mem, b->vdso_at, ours, b->vdso_len);
 
-	if (err == 0 && mm->vdso != 0 && same_vdso(r, ours, stub)) {
+	if (err == 0 && mm->vdso != 0 && same_vdso(b, ours, stub)) {
 		move_vdso(&s, stub, parked, mm->vvar);
-		err = loop_run(&r->loop, &r->threads[0], &s);
-		r->syscall_ip += mm->vdso - r->vdso_at;
-		r->vdso_at = mm->vdso;
+		err = loop_run(&b->loop, &b->threads[0], &s);
+		b->syscall_ip += mm->vdso - b->vdso_at;
+		b->vdso_at = mm->vdso;
 	} else if (err == 0 && mm->vdso != 0) {
-		err = put_proxy(r, ours);
+		err = put_proxy(r, b, ours);
 	}
 	script_fini(&s);
 	free(ours);
 	return err;
 }
 
-int
-space_make(struct restart *r)
+/* In place of what exec(2) made. */
+static int
+make_anew(struct restart *r, struct built *b)
 {
-	const struct task *t = &r->model.task;
-	struct tracee *leader = &r->threads[0];
+	const struct task *t = b->task;
+	struct tracee *leader = &b->threads[0];
 	struct proc_maps stub = {0};
 	struct script s = {0};
 	taddr gap, parked, from;
@@ -293,26 +299,100 @@ space_make(struct restart *r)
 	gap = find_gap(r, &stub, LOOP_BYTES + VDSO_ROOM);
 	parked = gap + LOOP_BYTES;
 	from = lowest_of_kernel(&stub);
-	err = loop_map(&r->loop, leader, r->syscall_ip, gap);
+	err = loop_map(&b->loop, leader, b->syscall_ip, gap);
 	if (err < 0)
 		goto out;
 	clear_stub(&s, &stub);
 	move_vdso(&s, &stub, from, parked);
-	r->vdso_at = r->vdso_at - from + parked;
-	r->syscall_ip = r->syscall_ip - from + parked;
+	b->vdso_at = b->vdso_at - from + parked;
+	b->syscall_ip = b->syscall_ip - from + parked;
 	for (size_t i = 0; i < t->nvmas; i++)
 		map_vma(r, &s, &t->vmas[i]);
-	err = loop_run(&r->loop, leader, &s);
+	err = loop_run(&b->loop, leader, &s);
 	if (err == 0)
-		err = put_vdso(r, &stub, parked);
-	if (err == 0)
-		err = set_layout(r);
-	if (err == 0)
-		err = fault(FAULT_mapped);
+		err = put_vdso(r, b, &stub, parked);
 out:
 	script_fini(&s);
 	proc_maps_fini(&stub);
 	return err;
+}
+
+/* --- a copy of its parent's, which is that of the image */
+
+/* Pages of [start, end) that the task does not have from its parent. */
+static void
+drop_others(struct script *s, const struct task *t, taddr start, taddr end)
+{
+	for (size_t i = 0; i < t->ninherits && start < end; i++) {
+		const struct page_range *in = &t->inherits[i];
+
+		if (in->end <= start || in->start >= end)
+			continue;
+		if (in->start > start)
+			script_add(s, "pages", SYS_madvise, start, in->start - start, MADV_DONTNEED);
+		start = in->end;
+	}
+	if (start < end)
+		script_add(s, "pages", SYS_madvise, start, end - start, MADV_DONTNEED);
+}
+
+/* The mapping of a task in which pages are its parent's, if it begins where the parent's v does. */
+static const struct vma *
+kept(const struct task *t, const struct vma *v)
+{
+	for (size_t i = 0; i < t->nvmas; i++)
+		for (size_t k = 0; t->vmas[i].start == v->start && k < t->ninherits; k++)
+			if (t->inherits[k].start >= t->vmas[i].start && t->inherits[k].end <= t->vmas[i].end)
+				return &t->vmas[i];
+	return NULL;
+}
+
+/* The parent's mappings become the child's where they hold its pages, and go otherwise. */
+static int
+make_from_parent(struct restart *r, struct built *b)
+{
+	const struct task *t = b->task, *parent = b->parent->task;
+	bool *there = calloc(t->nvmas + 1, sizeof(*there));
+	struct script s = {0};
+
+	if (there == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < parent->nvmas; i++) {
+		const struct vma *v = &parent->vmas[i], *own = kept(t, v);
+		taddr from = own == NULL ? v->start : own->end;
+
+		if (from < v->end)
+			script_add(&s, "clearing", SYS_munmap, from, v->end - from);
+		if (own != NULL)
+			there[own - t->vmas] = true;
+	}
+	for (size_t i = 0; i < parent->nvmas; i++) {
+		const struct vma *v = &parent->vmas[i], *own = kept(t, v);
+
+		if (own == NULL)
+			continue;
+		if (own->end > v->end)
+			script_add(&s, "mapping", SYS_mremap, v->start, v->end - v->start, own->end - own->start, 0);
+		if (own->prot != v->prot)
+			script_add(&s, "mapping", SYS_mprotect, own->start, own->end - own->start,
+			    (uint64_t)own->prot);
+		drop_others(&s, t, own->start, min_u64(own->end, v->end));
+	}
+	for (size_t i = 0; i < t->nvmas; i++)
+		if (!there[i])
+			map_vma(r, &s, &t->vmas[i]);
+	free(there);
+	return built_run(b, &s);
+}
+
+int
+space_make(struct restart *r, struct built *b)
+{
+	int err = b->task->forked ? make_from_parent(r, b) : make_anew(r, b);
+
+	if (err == 0)
+		err = set_layout(b);
+	return err < 0 ? err : fault(FAULT_mapped);
 }
 
 /* --- when the content is in place */
@@ -349,9 +429,9 @@ finish_vma(struct script *s, const struct vma *v)
 }
 
 int
-space_finish(struct restart *r)
+space_finish(struct built *b)
 {
-	const struct task *t = &r->model.task;
+	const struct task *t = b->task;
 	struct script s = {0};
 	int err;
 
@@ -360,8 +440,7 @@ space_finish(struct restart *r)
 	for (size_t i = 0; i < t->nguards; i++)
 		script_add(&s, "guard pages", SYS_madvise, t->guards[i].start,
 		    t->guards[i].end - t->guards[i].start, MADV_GUARD_INSTALL_);
-	script_add(&s, "restart's own files", SYS_close_range, (uint64_t)build_fd_base(t), UINT32_MAX, 0);
-	err = loop_run(&r->loop, &r->threads[0], &s);
+	err = loop_run(&b->loop, &b->threads[0], &s);
 	for (size_t i = 0; err == 0 && i < s.ncalls; i++)
 		if (s.calls[i].result < 0 && strcmp(s.calls[i].what, "mlock") == 0) {
 			note("pid %" PRId64 ": memory cannot be locked as it was: %s (ulimit -l)", t->pid,

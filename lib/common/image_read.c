@@ -20,6 +20,7 @@ struct kept {
 	size_t len;
 	size_t first_run; /* in runs of the reader */
 	uint64_t skip;    /* pages of that run before this frame's */
+	int64_t pid;      /* whose pages */
 };
 
 struct image_reader {
@@ -41,6 +42,7 @@ struct image_reader {
 	size_t nkept;
 	struct page_run *runs;
 	size_t nruns, chunk_first_run;
+	int64_t chunk_pid;
 };
 
 static int
@@ -60,6 +62,7 @@ keep_pages(const struct image_reader *r, struct kept *k)
 		skip -= r->runs[i++].npages;
 	k->first_run = i;
 	k->skip = skip;
+	k->pid = r->chunk_pid;
 }
 
 static int
@@ -260,6 +263,7 @@ image_next(struct image_reader *r, char name[IMAGE_NAME_MAX], uint64_t *size)
 	    archive_entry_sparse_count(r->entry) > 0)
 		return bad(r, "a member that no image has");
 	strcpy(name, path);
+	r->chunk_pid = strncmp(name, "pages/", 6) == 0 ? strtoll(name + 6, NULL, 10) : 0;
 	*size = r->size = (uint64_t)archive_entry_size(r->entry);
 	if (strcmp(name, "end.json") == 0)
 		return check_end(r);
@@ -394,6 +398,7 @@ repack(struct image_reader *r, const struct kept *k, struct page_source *source,
 		left -= some;
 		skip = 0;
 	}
+	source->pid = k->pid;
 	err = source->read(source, part, n, frame_raw(f));
 	if (err < 0)
 		return fail(-err, "%s: pages cannot be read back: %s", r->name, strerror(-err));

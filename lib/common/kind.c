@@ -60,3 +60,10 @@ kind_get_fd(const struct kind_save *s)
 
 	return fd < 0 ? -errno : (int)fd;
 }
+
+void
+kind_shared_fini(struct kind_shared *shared)
+{
+	free(shared->sockets);
+	*shared = (struct kind_shared){0};
+}

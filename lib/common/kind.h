@@ -11,6 +11,26 @@
 #include "proc.h"
 #include "report.h"
 
+/* An fd of one of the processes that are looked at together. */
+struct held {
+	pid_t pid;        /* of the process, as we see it */
+	int64_t task_pid; /* as it sees itself */
+	int pidfd, fd;
+	dev_t dev;
+	ino_t ino;
+	int64_t pos;
+	uint64_t flags; /* without O_CLOEXEC */
+	bool cloexec, anon; /* anon: an inode that all such objects share */
+	int64_t ofd;    /* index; -1 until it is known */
+};
+
+/* What kinds learn once and need again. */
+struct kind_shared {
+	struct unix_socket *sockets; /* every Unix socket of the network namespace; owned */
+	size_t nsockets;
+	bool sockets_known;
+};
+
 /* An fd of the process that is being looked at. */
 struct kind_save {
 	pid_t pid;      /* as this process sees it */
@@ -22,6 +42,9 @@ struct kind_save {
 	struct proc_fdinfo info;
 	const char *object; /* "pid 12: fd 7", for messages */
 	bool embed;         /* open files, too, are to be in the image */
+	const struct held *held; /* every fd of every process */
+	size_t nheld;
+	struct kind_shared *shared;
 	struct objects *objects;
 	struct report *report;
 };
@@ -58,6 +81,11 @@ struct kind {
 	int (*save)(struct kind_save *s, struct ofd *ofd);
 	/* An open fd, close-on-exec, at any number; or a negative errno, logged. */
 	int (*load)(const struct kind_load *l, const struct ofd *ofd);
+	/*
+	 * NULL, or: when every ofd of the image is known, add what this one refers to; s->info and s->st are
+	 * not set. Returns 0, or a negative errno, logged or reported.
+	 */
+	int (*refer)(struct kind_save *s, struct ofd *ofd);
 };
 
 enum {
@@ -78,8 +106,10 @@ char *path_mapped(const struct path_map *maps, size_t n, const char *path);
 /* The fd that --inherit names for this image fd, or -1. */
 int inherited(const struct kind_load *l, int image_fd);
 
-/* Does the process hold the other end of this pipe itself? */
+/* Is the other end of this pipe held by one of the processes, or by nobody at all any more? */
 bool pipe_is_inside(const struct kind_save *s);
+
+void kind_shared_fini(struct kind_shared *shared);
 
 /* Our own stdin, stdout or stderr (or /dev/null) for an fd below 3, else an error. An fd. */
 int kind_external_stdio(const struct kind_load *l, const struct ofd *ofd);

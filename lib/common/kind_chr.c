@@ -54,4 +54,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	return fd < 0 ? fail_errno("fd %d: %s", l->lowest, path) : fd;
 }
 
-const struct kind kind_chr = {"device", match, save, load};
+const struct kind kind_chr = {.name = "device", .match = match, .save = save, .load = load};

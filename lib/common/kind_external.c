@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,29 +38,23 @@ has_outside_peer(const struct kind_save *s)
 	return outside;
 }
 
-/* Does the process hold the other end of this pipe itself? */
+/* Is the other end of this pipe held by one of them, or by nobody at all any more? */
 bool
 pipe_is_inside(const struct kind_save *s)
 {
-	int *fds;
-	size_t n;
-	bool inside = false;
+	struct pollfd p = {.events = 0};
+	int mode = (int)(s->info.flags & O_ACCMODE), n;
 
-	if (proc_list(s->proc, "fd", &fds, &n) < 0)
-		return false;
-	for (size_t i = 0; i < n && !inside; i++) {
-		struct proc_fdinfo info;
-		struct stat st;
-		char path[32];
-
-		snprintf(path, sizeof(path), "fd/%d", fds[i]);
-		if (fstatat(s->proc, path, &st, 0) < 0 || st.st_ino != s->st.st_ino ||
-		    st.st_dev != s->st.st_dev || proc_read_fdinfo(s->proc, fds[i], &info) < 0)
-			continue;
-		inside = (info.flags & O_ACCMODE) != (s->info.flags & O_ACCMODE);
-	}
-	free(fds);
-	return inside;
+	if (mode == O_RDWR)
+		return true;
+	for (size_t i = 0; i < s->nheld; i++)
+		if (s->held[i].ino == s->st.st_ino && s->held[i].dev == s->st.st_dev &&
+		    (int)(s->held[i].flags & O_ACCMODE) != mode)
+			return true;
+	p.fd = kind_get_fd(s);
+	n = p.fd < 0 ? 0 : poll(&p, 1, 0);
+	close_fd(&p.fd);
+	return n > 0 && (p.revents & (mode == O_RDONLY ? POLLHUP : POLLERR)) != 0;
 }
 
 static bool
@@ -105,4 +100,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	return fd < 0 ? fail_errno("--inherit %d", l->lowest) : fd;
 }
 
-const struct kind kind_external = {"external", match, save, load};
+const struct kind kind_external = {.name = "external", .match = match, .save = save, .load = load};

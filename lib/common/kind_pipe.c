@@ -105,4 +105,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	return fd < 0 ? fail_errno("fd %d: %s", l->lowest, ofd->path) : fd;
 }
 
-const struct kind kind_pipe = {"pipe", match, save, load};
+const struct kind kind_pipe = {.name = "pipe", .match = match, .save = save, .load = load};

@@ -190,5 +190,5 @@ load_file(const struct kind_load *l, const struct ofd *ofd)
 	return fd;
 }
 
-const struct kind kind_reg = {"regular file", is_reg, save_file, load_file};
-const struct kind kind_dir = {"directory", is_dir, save_file, load_file};
+const struct kind kind_reg = {.name = "regular file", .match = is_reg, .save = save_file, .load = load_file};
+const struct kind kind_dir = {.name = "directory", .match = is_dir, .save = save_file, .load = load_file};

@@ -86,4 +86,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	return kind_external_stdio(l, ofd);
 }
 
-const struct kind kind_tty = {"terminal", match, save, load};
+const struct kind kind_tty = {.name = "terminal", .match = match, .save = save, .load = load};

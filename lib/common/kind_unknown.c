@@ -50,4 +50,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	return fail(EBADMSG, "fd %d: a kind of object that no image has", l->lowest);
 }
 
-const struct kind kind_unknown = {"unknown", match, save, load};
+const struct kind kind_unknown = {.name = "unknown", .match = match, .save = save, .load = load};

@@ -32,11 +32,13 @@ struct image_header {
 	char *id;        /* 32 hex digits, unique */
 	char *host, *kernel, *boot_id, *program;
 	uint64_t page_bytes;
-	int64_t pid;             /* of the root task, as the program sees it */
+	int64_t pid;             /* of the first task, as the program sees it */
 	int64_t host_pid;        /* the same as ckpt saw it, for messages */
 	uint64_t realtime_ns;    /* when the task was stopped */
 	uint64_t monotonic_ns;   /* the task's CLOCK_MONOTONIC then */
 	uint64_t boottime_ns;    /* the task's CLOCK_BOOTTIME then */
+	int64_t *tasks;          /* PIDs, parents before their children */
+	size_t ntasks;
 	struct cpu_id cpu;
 };
 
@@ -90,7 +92,7 @@ struct fd_slot {
 	bool cloexec;
 };
 
-enum lock_kind { LOCK_POSIX, LOCK_FLOCK, LOCK_OFD };
+enum lock_kind { LOCK_POSIX, LOCK_FLOCK, LOCK_OFD, LOCK_LEASE };
 
 /* A lock on an open file. */
 struct file_lock {
@@ -180,6 +182,11 @@ struct mm_layout {
 
 struct task {
 	int64_t pid, pgid, sid;
+	int64_t ppid;        /* a task of the image; 0 for the first */
+	int64_t exit_signal; /* what its parent gets when it ends, mostly SIGCHLD */
+	bool zombie;         /* it has ended, and its parent has not waited for it: only these matter: */
+	int64_t status;      /* as waitpid(2) gives it */
+	bool forked;         /* it shares pages with its parent: those of `inherits` */
 	bool session_leader, group_leader;
 	bool set_controlling_tty;
 	char *comm, *cwd;
@@ -208,6 +215,8 @@ struct task {
 	size_t nlocks;
 	struct page_range *guards; /* MADV_GUARD_INSTALL */
 	size_t nguards;
+	struct page_range *inherits; /* pages that are those of the parent at the same place */
+	size_t ninherits;
 	struct thread *threads;
 	size_t nthreads;
 };
@@ -239,7 +248,7 @@ struct image_end {
 
 struct model {
 	struct image_header header;
-	struct task task;
+	struct task *tasks; /* as many as header.ntasks; zeroed until they are read */
 	struct objects objects;
 };
 

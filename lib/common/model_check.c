@@ -1,6 +1,7 @@
 #include "model_check.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,8 +24,11 @@ bad(char why[128], const char *fmt, ...)
 const char *
 header_unknown_feature(const struct image_header *h)
 {
-	/* None has been needed yet beyond version 1. */
-	return h->nfeatures > 0 ? h->features[0] : NULL;
+	/* "tasks": more than one process. */
+	for (size_t i = 0; i < h->nfeatures; i++)
+		if (strcmp(h->features[i], "tasks") != 0)
+			return h->features[i];
+	return NULL;
 }
 
 static bool
@@ -42,6 +46,11 @@ header_check(const struct image_header *h, char why[128])
 		return bad(why, "header.id: not 32 hex digits");
 	if (!is_pid(h->pid))
 		return bad(why, "header.pid: not a process ID");
+	if (h->ntasks == 0 || h->ntasks > MODEL_LIST_MAX || h->tasks[0] != h->pid)
+		return bad(why, "header.tasks: does not begin with header.pid");
+	for (size_t i = 0; i < h->ntasks; i++)
+		if (!is_pid(h->tasks[i]))
+			return bad(why, "header.tasks[%zu]: not a process ID", i);
 	return 0;
 }
 
@@ -52,12 +61,12 @@ is_user_range(taddr start, taddr end)
 }
 
 static int
-check_vmas(const struct model *m, char why[128])
+check_vmas(const struct model *m, const struct task *t, char why[128])
 {
 	taddr floor = PAGE_BYTES;
 
-	for (size_t i = 0; i < m->task.nvmas; i++) {
-		const struct vma *v = &m->task.vmas[i];
+	for (size_t i = 0; i < t->nvmas; i++) {
+		const struct vma *v = &t->vmas[i];
 		int64_t limit = v->kind == VMA_FILE ? (int64_t)m->objects.nfiles
 		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : 0;
 
@@ -81,13 +90,13 @@ check_vmas(const struct model *m, char why[128])
 	for (size_t i = 0; i < m->objects.nshms; i++)
 		if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
 			return bad(why, "objects.shms[%zu]: bad size", i);
-	for (size_t i = 0, v = 0; i < m->task.nguards; i++) {
-		const struct page_range *g = &m->task.guards[i];
+	for (size_t i = 0, v = 0; i < t->nguards; i++) {
+		const struct page_range *g = &t->guards[i];
 
-		while (v < m->task.nvmas && m->task.vmas[v].end <= g->start)
+		while (v < t->nvmas && t->vmas[v].end <= g->start)
 			v++;
-		if (!is_user_range(g->start, g->end) || v == m->task.nvmas ||
-		    m->task.vmas[v].start > g->start || m->task.vmas[v].end < g->end)
+		if (!is_user_range(g->start, g->end) || v == t->nvmas ||
+		    t->vmas[v].start > g->start || t->vmas[v].end < g->end)
 			return bad(why, "task.guards[%zu]: outside of every mapping", i);
 	}
 	return 0;
@@ -95,9 +104,9 @@ check_vmas(const struct model *m, char why[128])
 
 /* One range outside of all mappings: where the vDSO and its data go. */
 static int
-check_vdso(const struct model *m, char why[128])
+check_vdso(const struct task *t, char why[128])
 {
-	const struct mm_layout *mm = &m->task.mm;
+	const struct mm_layout *mm = &t->mm;
 
 	if (mm->auxv.n > 4096 || mm->auxv.n % 16 != 0)
 		return bad(why, "task.mm.auxv: bad length");
@@ -113,8 +122,8 @@ check_vdso(const struct model *m, char why[128])
 		return bad(why, "task.mm.vdso: out of range");
 	if (mm->vdso_hash == NULL || mm->vdso_member == NULL)
 		return bad(why, "task.mm.vdso: incomplete");
-	for (size_t i = 0; i < m->task.nvmas; i++)
-		if (m->task.vmas[i].start < mm->vdso + mm->vdso_size && m->task.vmas[i].end > mm->vvar)
+	for (size_t i = 0; i < t->nvmas; i++)
+		if (t->vmas[i].start < mm->vdso + mm->vdso_size && t->vmas[i].end > mm->vvar)
 			return bad(why, "task.mm.vdso: in the way of a mapping");
 	return 0;
 }
@@ -166,12 +175,12 @@ has_fd(const struct task *t, int64_t fd)
 }
 
 static int
-check_fds(const struct model *m, char why[128])
+check_fds(const struct model *m, const struct task *t, char why[128])
 {
 	int64_t floor = 0;
 
-	for (size_t i = 0; i < m->task.nfds; i++) {
-		const struct fd_slot *f = &m->task.fds[i];
+	for (size_t i = 0; i < t->nfds; i++) {
+		const struct fd_slot *f = &t->fds[i];
 
 		if (f->fd < floor || f->fd > MODEL_FD_MAX)
 			return bad(why, "task.fds[%zu]: out of order or out of range", i);
@@ -179,10 +188,10 @@ check_fds(const struct model *m, char why[128])
 			return bad(why, "task.fds[%zu]: refers to nothing", i);
 		floor = f->fd + 1;
 	}
-	for (size_t i = 0; i < m->task.nlocks; i++) {
-		const struct file_lock *l = &m->task.locks[i];
+	for (size_t i = 0; i < t->nlocks; i++) {
+		const struct file_lock *l = &t->locks[i];
 
-		if (!has_fd(&m->task, l->fd) || l->kind < LOCK_POSIX || l->kind > LOCK_OFD || l->start < 0 ||
+		if (!has_fd(t, l->fd) || l->kind < LOCK_POSIX || l->kind > LOCK_LEASE || l->start < 0 ||
 		    l->end == INT64_MAX || (l->end != -1 && l->end < l->start))
 			return bad(why, "task.locks[%zu]: malformed", i);
 	}
@@ -241,11 +250,10 @@ check_threads(const struct task *t, char why[128])
 
 
 static int
-check_task(const struct model *m, char why[128])
+check_task(const struct model *m, const struct task *t, char why[128])
 {
-	const struct task *t = &m->task;
 
-	if (t->pid != m->header.pid || t->comm == NULL || t->cwd == NULL)
+	if (t->cwd == NULL)
 		return bad(why, "task: incomplete");
 	if (t->exe < 0 || t->exe >= (int64_t)m->objects.nfiles)
 		return bad(why, "task.exe: refers to nothing");
@@ -278,32 +286,112 @@ check_task(const struct model *m, char why[128])
 }
 
 static int
-check_counts(const struct model *m, char why[128])
+check_counts(const struct objects *o, const struct task *t, char why[128])
 {
-	const struct task *t = &m->task;
-
-	if (m->objects.nfiles > MODEL_LIST_MAX || m->objects.nshms > MODEL_LIST_MAX ||
-	    m->objects.nofds > MODEL_LIST_MAX || m->objects.npipes > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX ||
-	    t->ntimers > MODEL_LIST_MAX || t->nthreads > MODEL_LIST_MAX ||
-	    t->nactions > MODEL_LIST_MAX || t->creds.ngroups > MODEL_LIST_MAX)
+	if (o->nfiles > MODEL_LIST_MAX || o->nshms > MODEL_LIST_MAX || o->nofds > MODEL_LIST_MAX ||
+	    o->npipes > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
+	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||
+	    t->creds.ngroups > MODEL_LIST_MAX)
 		return bad(why, "more than %d of something", MODEL_LIST_MAX);
 	return 0;
+}
+
+/* --- the tree */
+
+static const struct task *
+find_task(const struct model *m, size_t n, int64_t pid)
+{
+	for (size_t i = 0; i < n; i++)
+		if (m->tasks[i].pid == pid)
+			return &m->tasks[i];
+	return NULL;
+}
+
+static bool
+is_wait_status(int64_t status)
+{
+	int64_t sig = status & 0x7f;
+
+	return status >= 0 && (sig == 0 ? (status & ~0xff00LL) == 0 : sig <= 64 && (status & ~0xffLL) == 0);
+}
+
+/* Pages that a task has from its parent lie in mappings that begin at the same place in both. */
+static int
+check_inherits(const struct task *t, const struct task *parent, char why[128])
+{
+	taddr floor = 0;
+
+	if (t->forked ? parent == NULL || t->ninherits == 0 : t->ninherits > 0)
+		return bad(why, "task.inherits: without a parent");
+	for (size_t i = 0, v = 0, p = 0; i < t->ninherits; i++) {
+		const struct page_range *r = &t->inherits[i];
+
+		while (v < t->nvmas && t->vmas[v].end <= r->start)
+			v++;
+		if (!is_user_range(r->start, r->end) || r->start < floor || v == t->nvmas ||
+		    t->vmas[v].start > r->start || t->vmas[v].end < r->end)
+			return bad(why, "task.inherits[%zu]: outside of every mapping", i);
+		while (p < parent->nvmas && parent->vmas[p].end <= t->vmas[v].start)
+			p++;
+		if (p == parent->nvmas || parent->vmas[p].start != t->vmas[v].start ||
+		    parent->vmas[p].end < r->end || parent->vmas[p].kind != t->vmas[v].kind ||
+		    parent->vmas[p].ref != t->vmas[v].ref || parent->vmas[p].offset != t->vmas[v].offset ||
+		    parent->vmas[p].shared || t->vmas[v].shared)
+			return bad(why, "task.inherits[%zu]: the parent has other memory there", i);
+		floor = r->end;
+	}
+	return 0;
+}
+
+static int
+check_place(const struct model *m, size_t i, char why[128])
+{
+	const struct task *t = &m->tasks[i], *parent = find_task(m, i, t->ppid);
+
+	if (t->pid != m->header.tasks[i] || !is_pid(t->pid) || find_task(m, i, t->pid) != NULL)
+		return bad(why, "task %" PRId64 ": not the one that it should be", t->pid);
+	if (t->comm == NULL || t->pgid < 0 || t->sid < 0 || t->pgid > MODEL_PID_MAX || t->sid > MODEL_PID_MAX)
+		return bad(why, "task: incomplete");
+	if (i == 0 ? t->ppid != 0 || t->zombie || t->pid != m->header.pid : parent == NULL || parent->zombie)
+		return bad(why, "task.ppid: not before it in the list");
+	if (t->exit_signal < 0 || t->exit_signal > 64)
+		return bad(why, "task.exit_signal: not a signal");
+	if (t->zombie)
+		return is_wait_status(t->status) && t->nthreads == 0 && t->nvmas == 0 && t->nfds == 0 &&
+		    !t->forked ? 0 : bad(why, "task.status: not how a process ends");
+	return check_inherits(t, parent, why);
+}
+
+static int
+check_one(const struct model *m, size_t i, char why[128])
+{
+	const struct task *t = &m->tasks[i];
+	int err = check_counts(&m->objects, t, why);
+
+	if (err == 0)
+		err = check_place(m, i, why);
+	if (err < 0 || t->zombie)
+		return err;
+	err = check_task(m, t, why);
+	if (err == 0)
+		err = check_vmas(m, t, why);
+	if (err == 0)
+		err = check_vdso(t, why);
+	if (err == 0)
+		err = check_fds(m, t, why);
+	return err < 0 ? err : check_threads(t, why);
 }
 
 int
 model_check(const struct model *m, char why[128])
 {
-	int err = check_counts(m, why);
+	int err = m->header.ntasks == 0 ? bad(why, "header.tasks: none") : 0;
 
 	if (err == 0)
+		err = check_counts(&m->objects, &m->tasks[0], why);
+	if (err == 0)
 		err = check_objects(&m->objects, why);
-	if (err == 0)
-		err = check_task(m, why);
-	if (err == 0)
-		err = check_vmas(m, why);
-	if (err == 0)
-		err = check_vdso(m, why);
-	if (err == 0)
-		err = check_fds(m, why);
-	return err < 0 ? err : check_threads(&m->task, why);
+	for (size_t i = 0; i < m->header.ntasks && err == 0; i++)
+		err = check_one(m, i, why);
+	return err;
 }

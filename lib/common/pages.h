@@ -32,6 +32,7 @@ struct page_source {
 	    unsigned char *out);
 	/* Must this page be in the image? Not if a reader would find the same content anyway. */
 	bool (*keep)(struct page_source *s, taddr addr, const unsigned char *page);
+	int64_t pid; /* whose pages; set by image_rewrite() alone */
 };
 
 bool page_is_zero(const unsigned char *page);

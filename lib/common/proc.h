@@ -122,6 +122,9 @@ int proc_read_number(int dirfd, const char *name, int base, int64_t *value);
 /* Numbers of the entries of a directory below dirfd ("task", "fd"), ascending. Caller frees. */
 int proc_list(int dirfd, const char *name, int **numbers, size_t *n);
 
+/* PIDs of the children of all threads of a process, whose PID is pid, ascending. Caller frees. */
+int proc_children(int dirfd, pid_t pid, int **pids, size_t *n);
+
 /*
  * Offset of "monotonic" or "boottime" in the time namespace of its children, in nanoseconds; 0 where
  * there is none. timens_offsets: `monotonic           1000         0`.

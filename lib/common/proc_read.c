@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "kfeat.h"
 #include "proc.h"
 
 int
@@ -137,6 +138,88 @@ proc_list(int dirfd, const char *name, int **numbers, size_t *n)
 	if (*n > 0)
 		qsort(*numbers, *n, sizeof(**numbers), by_number);
 	return 0;
+}
+
+/* task/TID/children: `123 456 `. Only with CONFIG_PROC_CHILDREN. */
+static int
+children_of_thread(int dirfd, int tid, int **pids, size_t *n)
+{
+	char path[64], *text, *p, *end;
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "task/%d/children", tid);
+	len = read_file(dirfd, path, &text);
+	if (len < 0)
+		return (int)len;
+	for (p = text;; p = end) {
+		long pid = strtol(p, &end, 10);
+		int *out;
+
+		if (end == p)
+			break;
+		out = ARRAY_ADD(*pids, *n);
+		if (out == NULL) {
+			free(text);
+			return -ENOMEM;
+		}
+		*out = (int)pid;
+	}
+	free(text);
+	return 0;
+}
+
+/* Every process says who its parent is. */
+static int
+children_by_search(pid_t pid, int **pids, size_t *n)
+{
+	int *all, err = proc_list(AT_FDCWD, "/proc", &all, n);
+	size_t found = 0;
+
+	if (err < 0)
+		return err;
+	for (size_t i = 0; i < *n; i++) {
+		struct proc_status st;
+		int proc = all[i] > 0 ? proc_open(all[i]) : -1;
+
+		if (proc < 0)
+			continue;
+		if (proc_read_status(proc, &st) == 0) {
+			if (st.ppid == pid)
+				all[found++] = all[i];
+			proc_status_fini(&st);
+		}
+		close(proc);
+	}
+	*pids = all;
+	*n = found;
+	return 0;
+}
+
+int
+proc_children(int dirfd, pid_t pid, int **pids, size_t *n)
+{
+	int *tids, err;
+	size_t ntids;
+
+	*pids = NULL;
+	*n = 0;
+	err = proc_list(dirfd, "task", &tids, &ntids);
+	if (err < 0)
+		return err;
+	for (size_t i = 0; i < ntids && err == 0; i++) {
+		err = kfeat(KFEAT_proc_children) ? children_of_thread(dirfd, tids[i], pids, n) : -ENOENT;
+		if (err == -ENOENT && access("/proc/self/task", F_OK) == 0) {
+			free(*pids);
+			free(tids);
+			return children_by_search(pid, pids, n);
+		}
+	}
+	free(tids);
+	if (err < 0)
+		free(*pids);
+	else if (*n > 0)
+		qsort(*pids, *n, sizeof(**pids), by_number);
+	return err;
 }
 
 bool

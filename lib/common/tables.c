@@ -38,7 +38,7 @@ static const struct field header_fields[] = {
     STR(image_header, boot_id), STR(image_header, program), UINT(image_header, page_bytes),
     INT(image_header, pid), INT(image_header, host_pid), UINT(image_header, realtime_ns),
     UINT(image_header, monotonic_ns), UINT(image_header, boottime_ns),
-    REC(image_header, cpu, record_cpu),
+    INTS(image_header, tasks), REC(image_header, cpu, record_cpu),
 };
 RECORD(header, image_header, header_fields);
 
@@ -149,7 +149,8 @@ static const struct field mm_fields[] = {
 static RECORD(mm, mm_layout, mm_fields);
 
 static const struct field task_fields[] = {
-    INT(task, pid), INT(task, pgid), INT(task, sid), BOOL(task, session_leader),
+    INT(task, pid), INT(task, pgid), INT(task, sid), INT(task, ppid), INT(task, exit_signal),
+    BOOL(task, zombie), INT(task, status), BOOL(task, forked), BOOL(task, session_leader),
     BOOL(task, group_leader), BOOL(task, set_controlling_tty), STR(task, comm),
     STR(task, cwd), INT(task, exe), INT(task, umask), INT(task, stop_signal),
     INT(task, oom_score_adj), HEX(task, personality), HEX(task, coredump_filter),
@@ -159,7 +160,8 @@ static const struct field task_fields[] = {
     LIST(task, timers, record_timer), BYTES(task, pending),
     LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma),
     LIST(task, fds, record_fd), LIST(task, locks, record_lock),
-    LIST(task, guards, record_range), LIST(task, threads, record_thread),
+    LIST(task, guards, record_range), LIST(task, inherits, record_range),
+    LIST(task, threads, record_thread),
 };
 RECORD(task, task, task_fields);
 

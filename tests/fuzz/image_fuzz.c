@@ -73,10 +73,21 @@ static void
 read_model(const char *text, size_t len)
 {
 	struct model m = {0};
+	struct task tasks[2] = {0};
+	int64_t pids[2];
 	char why[128];
 
-	if (record_from_text(&record_task, &m.task, text, len, why) == 0) {
-		m.header.pid = m.task.pid;
+	/* As a parent, and as its child. */
+	if (record_from_text(&record_task, &tasks[0], text, len, why) == 0 &&
+	    record_from_text(&record_task, &tasks[1], text, len, why) == 0) {
+		tasks[1].pid++;
+		tasks[1].ppid = tasks[0].pid;
+		tasks[1].forked = tasks[1].ninherits > 0;
+		m.tasks = tasks;
+		m.header.pid = pids[0] = tasks[0].pid;
+		pids[1] = tasks[1].pid;
+		m.header.tasks = pids;
+		m.header.ntasks = 2;
 		m.objects.files = calloc(2, sizeof(struct file_ref));
 		m.objects.nfiles = 2;
 		m.objects.files[0].path = strdup("/a");
@@ -85,8 +96,10 @@ read_model(const char *text, size_t len)
 		m.objects.nofds = 4;
 		model_check(&m, why);
 		record_free(&record_objects, &m.objects);
-		record_free(&record_task, &m.task);
 	}
+	record_free(&record_task, &tasks[0]);
+	record_free(&record_task, &tasks[1]);
+	m = (struct model){0};
 	if (record_from_text(&record_objects, &m.objects, text, len, why) == 0)
 		record_free(&record_objects, &m.objects);
 	if (record_from_text(&record_header, &m.header, text, len, why) == 0) {
@@ -133,7 +146,8 @@ keep_page(struct page_source *s, taddr addr, const unsigned char *page)
 }
 
 static const char task[] =
-    "{\"pid\":42,\"pgid\":42,\"sid\":42,\"session_leader\":true,\"comm\":\"x\",\"cwd\":\"/\",\"exe\":0,"
+    "{\"pid\":42,\"pgid\":42,\"sid\":42,\"ppid\":0,\"exit_signal\":17,\"status\":0,"
+    "\"inherits\":[{\"start\":\"0x401000\",\"end\":\"0x402000\"}],\"session_leader\":true,\"comm\":\"x\",\"cwd\":\"/\",\"exe\":0,"
     "\"umask\":18,\"stop_signal\":0,\"oom_score_adj\":0,\"personality\":\"0x0\",\"coredump_filter\":\"0x33\","
     "\"membarrier\":\"0x0\",\"cpu_ns\":1,\"creds\":{\"uid\":[0,0,0,0],\"gid\":[0,0,0,0],\"groups\":[4,5],"
     "\"cap_inh\":\"0x0\",\"cap_prm\":\"0x0\",\"cap_eff\":\"0x0\",\"cap_bnd\":\"0x0\",\"cap_amb\":\"0x0\"},"
@@ -150,7 +164,7 @@ static unsigned char *
 whole_image(int level, size_t *len)
 {
 	struct buf b = {0};
-	struct page_source source = {read_pages, keep_page};
+	struct page_source source = {.read = read_pages, .keep = keep_page};
 	struct page_runs runs = {0};
 	struct image_writer *w = image_writer_new(sink, &b, level);
 

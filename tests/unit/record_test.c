@@ -18,26 +18,42 @@ copy(const void *p, size_t n)
 	return memcpy(malloc(n), p, n);
 }
 
-/* A small process that is right. */
 static void
-make(struct model *m)
+make_running(struct task *t)
 {
 	static const struct vma vmas[] = {{.start = 0x400000, .end = 0x402000, .prot = PROT_READ, .kind = VMA_FILE},
 	    {.start = 0x500000, .end = 0x501000, .prot = PROT_READ | PROT_WRITE, .ref = -1}};
 
+	t->comm = strdup("a%\xff"), t->cwd = strdup("/");
+	t->vmas = copy(vmas, sizeof(vmas)), t->nvmas = 2;
+	t->threads = calloc(1, sizeof(struct thread)), t->nthreads = 1;
+	t->threads[0].tid = t->pid;
+	t->threads[0].comm = strdup("t");
+	t->threads[0].xstate.p = calloc(1, 832), t->threads[0].xstate.n = 832;
+	t->threads[0].xstate.p[7] = 9;
+	t->threads[0].regs.rip = 0xffffffffffffffff;
+	t->fds = calloc(1, sizeof(struct fd_slot)), t->nfds = 1;
+}
+
+/* A small tree that is right: a process, a child that has ended, one that was forked. */
+static void
+make(struct model *m)
+{
 	memset(m, 0, sizeof(*m));
-	m->header.pid = m->task.pid = 42;
+	m->tasks = calloc(3, sizeof(struct task));
+	m->header.tasks = calloc(3, sizeof(int64_t)), m->header.ntasks = 3;
+	for (int i = 0; i < 3; i++)
+		m->header.tasks[i] = m->tasks[i].pid = 42 + i;
+	m->header.pid = 42;
+	m->tasks[1].ppid = 42, m->tasks[1].zombie = true, m->tasks[1].status = 0xc800;
+	m->tasks[1].exe = -1, m->tasks[1].comm = strdup("z");
 	m->header.arch = strdup(ARCH_NAME), m->header.host = strdup("h"), m->header.kernel = strdup("k");
 	m->header.id = strdup("0123456789abcdef0123456789abcdef");
-	m->task.comm = strdup("a%\xff"), m->task.cwd = strdup("/");
-	m->task.vmas = copy(vmas, sizeof(vmas)), m->task.nvmas = 2;
-	m->task.threads = calloc(1, sizeof(struct thread)), m->task.nthreads = 1;
-	m->task.threads[0].tid = 42;
-	m->task.threads[0].comm = strdup("t");
-	m->task.threads[0].xstate.p = calloc(1, 832), m->task.threads[0].xstate.n = 832;
-	m->task.threads[0].xstate.p[7] = 9;
-	m->task.threads[0].regs.rip = 0xffffffffffffffff;
-	m->task.fds = calloc(1, sizeof(struct fd_slot)), m->task.nfds = 1;
+	make_running(&m->tasks[0]);
+	make_running(&m->tasks[2]);
+	m->tasks[2].ppid = 42, m->tasks[2].forked = true;
+	m->tasks[2].inherits = calloc(1, sizeof(struct page_range)), m->tasks[2].ninherits = 1;
+	m->tasks[2].inherits[0] = (struct page_range){0x500000, 0x501000};
 	m->objects.ofds = calloc(1, sizeof(struct ofd)), m->objects.nofds = 1;
 	m->objects.files = calloc(1, sizeof(struct file_ref)), m->objects.nfiles = 1;
 	m->objects.files[0].path = strdup("/bin/x");
@@ -46,8 +62,11 @@ make(struct model *m)
 static void
 drop(struct model *m)
 {
+	for (size_t i = 0; i < 3; i++)
+		record_free(&record_task, &m->tasks[i]);
+	free(m->tasks);
+	m->header.ntasks = 3;
 	record_free(&record_header, &m->header);
-	record_free(&record_task, &m->task);
 	record_free(&record_objects, &m->objects);
 }
 
@@ -61,7 +80,7 @@ test_roundtrip(void)
 
 	make(&m);
 	ok(model_check(&m, why) == 0 && header_check(&m.header, why) == 0, "a model that is right");
-	text = record_to_text(&record_task, &m.task, &len);
+	text = record_to_text(&record_task, &m.tasks[0], &len);
 	ok(record_from_text(&record_task, &back, text, len, why) == 0, "a task as text and back");
 	again = record_to_text(&record_task, &back, &len2);
 	ok(len == len2 && memcmp(text, again, len) == 0, "is the same text again");
@@ -115,26 +134,26 @@ test_checks(void)
 		change;                                                                        \
 		why[0] = '\0';                                                                 \
 		ok(model_check(&m, why) == -EBADMSG && why[0] != '\0', #change);              \
-		m.task.nthreads = 1; /* it still owns one */                                  \
+		m.tasks[0].nthreads = 1; /* it still owns one */                                  \
 		drop(&m);                                                                      \
 	} while (0)
-	REFUSED(m.task.vmas[0].start++);
-	REFUSED(m.task.vmas[0].end = 0x500000 + 2 * PAGE_BYTES);
-	REFUSED(m.task.vmas[1].end = 0);
-	REFUSED(m.task.vmas[1].end = 0xfffffffffffff000);
-	REFUSED(m.task.vmas[0].start = 0);
-	REFUSED(m.task.vmas[0].ref = 1);
-	REFUSED(m.task.vmas[0].ref = -1);
-	REFUSED(m.task.vmas[0].kind = 77);
-	REFUSED(m.task.vmas[1].kind = VMA_SHM);
-	REFUSED(m.task.vmas[0].offset = 1);
-	REFUSED(m.task.vmas[0].offset = INT64_MAX & PAGE_MASK);
-	REFUSED(m.task.vmas[0].prot = 64);
-	REFUSED(m.task.exe = 1);
-	REFUSED(m.task.exe = -1);
-	REFUSED(m.task.fds[0].fd = -1);
-	REFUSED(m.task.fds[0].fd = MODEL_FD_MAX + 1);
-	REFUSED(m.task.fds[0].ofd = 1);
+	REFUSED(m.tasks[0].vmas[0].start++);
+	REFUSED(m.tasks[0].vmas[0].end = 0x500000 + 2 * PAGE_BYTES);
+	REFUSED(m.tasks[0].vmas[1].end = 0);
+	REFUSED(m.tasks[0].vmas[1].end = 0xfffffffffffff000);
+	REFUSED(m.tasks[0].vmas[0].start = 0);
+	REFUSED(m.tasks[0].vmas[0].ref = 1);
+	REFUSED(m.tasks[0].vmas[0].ref = -1);
+	REFUSED(m.tasks[0].vmas[0].kind = 77);
+	REFUSED(m.tasks[0].vmas[1].kind = VMA_SHM);
+	REFUSED(m.tasks[0].vmas[0].offset = 1);
+	REFUSED(m.tasks[0].vmas[0].offset = INT64_MAX & PAGE_MASK);
+	REFUSED(m.tasks[0].vmas[0].prot = 64);
+	REFUSED(m.tasks[0].exe = 1);
+	REFUSED(m.tasks[0].exe = -1);
+	REFUSED(m.tasks[0].fds[0].fd = -1);
+	REFUSED(m.tasks[0].fds[0].fd = MODEL_FD_MAX + 1);
+	REFUSED(m.tasks[0].fds[0].ofd = 1);
 	REFUSED(m.objects.ofds[0].kind = KIND_unknown);
 	REFUSED(m.objects.ofds[0].kind = KIND_tty);
 	REFUSED(m.objects.ofds[0].kind = KIND_pipe);
@@ -142,17 +161,34 @@ test_checks(void)
 	REFUSED(m.objects.ofds[0].pos = -1);
 	REFUSED(m.objects.files[0].path[0] = 'x');
 	REFUSED(m.objects.files[0].gone = true);
-	REFUSED(m.task.threads[0].tid = 41);
-	REFUSED(m.task.threads[0].xstate.n = 575);
-	REFUSED(m.task.nthreads = 0);
-	REFUSED(m.task.pid = 0);
-	REFUSED(m.task.stop_signal = 65);
-	REFUSED(m.task.umask = 01000);
-	REFUSED(m.task.creds.uid[2] = -1);
-	REFUSED(m.task.mm.vdso = 0x500000; m.task.mm.vvar = 0x500000; m.task.mm.vdso_size = PAGE_BYTES);
-	REFUSED(m.task.mm.vdso_size = 1ULL << 62);
-	REFUSED(m.task.mm.brk = ARCH_USER_END + 1);
-	REFUSED(m.task.threads[0].rseq = 7);
+	REFUSED(m.tasks[0].threads[0].tid = 41);
+	REFUSED(m.tasks[0].threads[0].xstate.n = 575);
+	REFUSED(m.tasks[0].nthreads = 0);
+	REFUSED(m.tasks[0].pid = 0);
+	REFUSED(m.tasks[0].stop_signal = 65);
+	REFUSED(m.tasks[0].umask = 01000);
+	REFUSED(m.tasks[0].creds.uid[2] = -1);
+	REFUSED(m.tasks[0].mm.vdso = 0x500000; m.tasks[0].mm.vvar = 0x500000; m.tasks[0].mm.vdso_size = PAGE_BYTES);
+	REFUSED(m.tasks[0].mm.vdso_size = 1ULL << 62);
+	REFUSED(m.tasks[0].mm.brk = ARCH_USER_END + 1);
+	REFUSED(m.tasks[0].threads[0].rseq = 7);
+	REFUSED(m.header.ntasks = 0);
+	REFUSED(m.tasks[0].ppid = 42);
+	REFUSED(m.tasks[0].zombie = true);
+	REFUSED(m.tasks[0].exit_signal = 65);
+	REFUSED(m.tasks[1].pid = 42);
+	REFUSED(m.tasks[1].ppid = 44);
+	REFUSED(m.tasks[1].status = 1 << 16);
+	REFUSED(m.tasks[1].status = 70);
+	REFUSED(m.tasks[2].ppid = 43);
+	REFUSED(m.tasks[2].ppid = 44);
+	REFUSED(m.tasks[2].forked = false);
+	REFUSED(m.tasks[0].forked = true);
+	REFUSED(m.tasks[2].inherits[0].end += PAGE_BYTES);
+	REFUSED(m.tasks[2].inherits[0].start = 0x400000);
+	REFUSED(m.tasks[2].inherits[0] = ((struct page_range){0x900000, 0x901000}));
+	REFUSED(m.tasks[0].vmas[1].start -= PAGE_BYTES);
+	REFUSED(m.tasks[0].vmas[1].shared = true);
 #undef REFUSED
 }
 
