@@ -138,7 +138,7 @@ long restarted_call(const struct tracee *th);
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);
 int collect_outside(struct ckpt *c, struct member *who);
-int collect_inside(struct member *who);
+int collect_inside(struct ckpt *c, struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
 int collect_signals(struct member *who);
 int collect_space(struct ckpt *c, struct member *who);

@@ -194,13 +194,14 @@ is_shared(uint64_t entry)
 
 /*
  * A page can only be shared by fork(2) if both have the same kind of memory at the same place; restart keeps
- * a mapping of the child from where it begins in the parent's.
+ * a mapping of the child that begins in one of the parent's.
  */
 static bool
 same_backing(const struct vma *child, const struct vma *parent)
 {
 	return parent != NULL && !parent->shared && !child->shared && parent->kind == child->kind &&
-	    parent->ref == child->ref && parent->start == child->start && parent->offset == child->offset &&
+	    parent->ref == child->ref && (child->kind != VMA_FILE ||
+		parent->offset + (child->start - parent->start) == child->offset) &&
 	    vma_has(parent, "gd") == vma_has(child, "gd") && vma_has(parent, "nr") == vma_has(child, "nr") &&
 	    !vma_has(parent, "dc") && !vma_has(parent, "wf") && !vma_has(parent, "dp");
 }

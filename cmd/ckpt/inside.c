@@ -10,6 +10,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "attr.h"
@@ -282,8 +283,52 @@ ask_process(struct tracee *th, struct task *t)
 	return err;
 }
 
+/* --- children that have ended */
+
+/* As waitpid(2) puts it. */
+static int64_t
+wait_status(const siginfo_t *si)
+{
+	if (si->si_code == CLD_EXITED)
+		return (int64_t)(si->si_status & 0xff) << 8;
+	return si->si_status | (si->si_code == CLD_DUMPED ? 0x80 : 0);
+}
+
+/* Its parent may ask without taking it away; /proc tells only some. */
+static int
+ask_zombie(struct tracee *th, struct task *child, pid_t pid)
+{
+	struct script s = {0};
+	siginfo_t si;
+	uint64_t at = script_data(&s, NULL, sizeof(si));
+	int err;
+
+	script_add(&s, "how a child ended", SYS_waitid, P_PID, (uint64_t)child->pid, at,
+	    WEXITED | WNOWAIT | WNOHANG | __WALL, 0);
+	script_data_arg(&s, 2);
+	err = run(th, &s);
+	memcpy(&si, s.data.data + at, sizeof(si));
+	if (err == 0 && si.si_pid != child->pid)
+		err = fail(ECHILD, "pid %d: its parent does not know how it ended", pid);
+	if (err == 0)
+		child->status = wait_status(&si);
+	script_fini(&s);
+	return err;
+}
+
+static int
+ask_zombies(const struct ckpt *c, const struct member *who, struct tracee *th)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (c->members[i]->zombie && c->members[i]->parent == who)
+			err = ask_zombie(th, c->members[i]->task, c->members[i]->target.pid);
+	return err;
+}
+
 int
-collect_inside(struct member *who)
+collect_inside(struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
 	int err = 0;
@@ -302,6 +347,8 @@ collect_inside(struct member *who)
 				err = ask_posix_timers(who, th);
 			if (err == 0)
 				err = ask_process(th, t);
+			if (err == 0)
+				err = ask_zombies(c, who, th);
 		}
 		/* At once: the less is borrowed, the less there is to lose. */
 		if (err == 0)

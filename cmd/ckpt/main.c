@@ -318,7 +318,7 @@ collect_from_outside(struct ckpt *c)
 static int
 collect_from_inside(struct ckpt *c, struct member *who)
 {
-	int err = collect_inside(who);
+	int err = collect_inside(c, who);
 
 	if (err == 0)
 		err = collect_signals(who);

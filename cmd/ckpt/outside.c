@@ -253,7 +253,6 @@ collect_identity(struct member *who)
 	if (who->parent != NULL)
 		t->ppid = who->parent->task->pid;
 	t->zombie = who->zombie;
-	t->status = who->zombie ? tg->stat.exit_code : 0;
 	t->comm = strdup(st->name);
 	return t->comm == NULL ? -ENOMEM : 0;
 }

@@ -336,15 +336,48 @@ drop_others(struct script *s, const struct task *t, taddr start, taddr end)
 		script_add(s, "pages", SYS_madvise, start, end - start, MADV_DONTNEED);
 }
 
-/* The mapping of a task in which pages are its parent's, if it begins where the parent's v does. */
-static const struct vma *
-kept(const struct task *t, const struct vma *v)
+static bool
+has_inherited(const struct task *t, const struct vma *v)
 {
-	for (size_t i = 0; i < t->nvmas; i++)
-		for (size_t k = 0; t->vmas[i].start == v->start && k < t->ninherits; k++)
-			if (t->inherits[k].start >= t->vmas[i].start && t->inherits[k].end <= t->vmas[i].end)
-				return &t->vmas[i];
-	return NULL;
+	for (size_t k = 0; k < t->ninherits; k++)
+		if (t->inherits[k].start >= v->start && t->inherits[k].end <= v->end)
+			return true;
+	return false;
+}
+
+/* What the parent has in [start, end) goes; with an end below start, nothing. */
+static void
+clear_range(struct script *s, taddr start, taddr end)
+{
+	if (start < end)
+		script_add(s, "clearing", SYS_munmap, start, end - start);
+}
+
+/* A mapping of the parent: those of the child that begin in it and hold its pages stay, the rest goes. */
+static void
+clear_but_kept(struct script *s, const struct task *t, const bool *kept, const struct vma *parent)
+{
+	taddr at = parent->start;
+
+	for (size_t i = 0; i < t->nvmas; i++) {
+		const struct vma *v = &t->vmas[i];
+
+		if (!kept[i] || v->start < parent->start || v->start >= parent->end)
+			continue;
+		clear_range(s, at, v->start);
+		at = v->end;
+	}
+	clear_range(s, at, parent->end);
+}
+
+static void
+adjust_kept(struct script *s, const struct task *t, const struct vma *v, const struct vma *parent)
+{
+	if (v->end > parent->end)
+		script_add(s, "mapping", SYS_mremap, v->start, parent->end - v->start, v->end - v->start, 0);
+	if (v->prot != parent->prot)
+		script_add(s, "mapping", SYS_mprotect, v->start, v->end - v->start, (uint64_t)v->prot);
+	drop_others(s, t, v->start, min_u64(v->end, parent->end));
 }
 
 /* The parent's mappings become the child's where they hold its pages, and go otherwise. */
@@ -352,36 +385,24 @@ static int
 make_from_parent(struct restart *r, struct built *b)
 {
 	const struct task *t = b->task, *parent = b->parent->task;
-	bool *there = calloc(t->nvmas + 1, sizeof(*there));
+	bool *kept = calloc(t->nvmas + 1, sizeof(*kept));
 	struct script s = {0};
 
-	if (there == NULL)
+	if (kept == NULL)
 		return -ENOMEM;
-	for (size_t i = 0; i < parent->nvmas; i++) {
-		const struct vma *v = &parent->vmas[i], *own = kept(t, v);
-		taddr from = own == NULL ? v->start : own->end;
-
-		if (from < v->end)
-			script_add(&s, "clearing", SYS_munmap, from, v->end - from);
-		if (own != NULL)
-			there[own - t->vmas] = true;
-	}
-	for (size_t i = 0; i < parent->nvmas; i++) {
-		const struct vma *v = &parent->vmas[i], *own = kept(t, v);
-
-		if (own == NULL)
-			continue;
-		if (own->end > v->end)
-			script_add(&s, "mapping", SYS_mremap, v->start, v->end - v->start, own->end - own->start, 0);
-		if (own->prot != v->prot)
-			script_add(&s, "mapping", SYS_mprotect, own->start, own->end - own->start,
-			    (uint64_t)own->prot);
-		drop_others(&s, t, own->start, min_u64(own->end, v->end));
-	}
 	for (size_t i = 0; i < t->nvmas; i++)
-		if (!there[i])
+		kept[i] = has_inherited(t, &t->vmas[i]);
+	for (size_t i = 0; i < parent->nvmas; i++)
+		clear_but_kept(&s, t, kept, &parent->vmas[i]);
+	for (size_t i = 0, p = 0; i < t->nvmas; i++) {
+		while (p < parent->nvmas && parent->vmas[p].end <= t->vmas[i].start)
+			p++;
+		if (kept[i])
+			adjust_kept(&s, t, &t->vmas[i], &parent->vmas[p]);
+		else
 			map_vma(r, &s, &t->vmas[i]);
-	free(there);
+	}
+	free(kept);
 	return built_run(b, &s);
 }
 

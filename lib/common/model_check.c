@@ -315,7 +315,7 @@ is_wait_status(int64_t status)
 	return status >= 0 && (sig == 0 ? (status & ~0xff00LL) == 0 : sig <= 64 && (status & ~0xffLL) == 0);
 }
 
-/* Pages that a task has from its parent lie in mappings that begin at the same place in both. */
+/* Pages that a task has from its parent lie in a mapping that begins inside of one of the parent's. */
 static int
 check_inherits(const struct task *t, const struct task *parent, char why[128])
 {
@@ -333,10 +333,9 @@ check_inherits(const struct task *t, const struct task *parent, char why[128])
 			return bad(why, "task.inherits[%zu]: outside of every mapping", i);
 		while (p < parent->nvmas && parent->vmas[p].end <= t->vmas[v].start)
 			p++;
-		if (p == parent->nvmas || parent->vmas[p].start != t->vmas[v].start ||
+		if (p == parent->nvmas || parent->vmas[p].start > t->vmas[v].start ||
 		    parent->vmas[p].end < r->end || parent->vmas[p].kind != t->vmas[v].kind ||
-		    parent->vmas[p].ref != t->vmas[v].ref || parent->vmas[p].offset != t->vmas[v].offset ||
-		    parent->vmas[p].shared || t->vmas[v].shared)
+		    parent->vmas[p].ref != t->vmas[v].ref || parent->vmas[p].shared || t->vmas[v].shared)
 			return bad(why, "task.inherits[%zu]: the parent has other memory there", i);
 		floor = r->end;
 	}

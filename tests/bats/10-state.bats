@@ -3,21 +3,6 @@
 
 load common
 
-roundtrip() {
-	start_victim "$@"
-	ckpt -p "$PID" -o image
-	gone "$PID"
-	restart_as_new image
-	check_victim "$NEW"
-	# The second generation, through a pipe.
-	ckpt -p "$NEW" | restart -d - >new
-	gone "$NEW"
-	NEW=$(cat new)
-	echo "$NEW" >>pids
-	check_victim "$NEW"
-	kill -TERM "$NEW"
-}
-
 @test "anonymous memory: touched, zero and untouched pages" { roundtrip anon; }
 @test "protections: none with data, read-only, executable" { roundtrip protection; }
 @test "private and shared mappings of a file" { roundtrip mapped-file; }

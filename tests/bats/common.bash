@@ -54,6 +54,22 @@ restart_as_new() {
 	echo "$NEW" >>pids
 }
 
+# The victim with these makers, through a file and then through a pipe.
+roundtrip() {
+	start_victim "$@"
+	ckpt -p "$PID" -o image
+	gone "$PID"
+	restart_as_new image
+	check_victim "$NEW"
+	# The second generation, through a pipe.
+	ckpt -p "$NEW" | restart -d - >new
+	gone "$NEW"
+	NEW=$(cat new)
+	echo "$NEW" >>pids
+	check_victim "$NEW"
+	kill -TERM "$NEW"
+}
+
 # PID has ended (or is a zombie that nobody has asked for).
 gone() {
 	local state
