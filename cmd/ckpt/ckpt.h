@@ -92,6 +92,9 @@ struct ckpt {
 	size_t nshm_parts;
 	struct held *held; /* every fd of every member */
 	size_t nheld;
+	struct held *in_flight; /* open files that only messages have: our own fds */
+	size_t nin_flight;
+	struct held_task *tasks; /* parallel to members */
 	struct kind_shared shared;
 	bool no_output; /* the output could not be opened */
 	bool frozen;
@@ -142,7 +145,8 @@ int collect_inside(struct ckpt *c, struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
 int collect_signals(struct member *who);
 int collect_space(struct ckpt *c, struct member *who);
-/* The fds of all. */
+/* Which fds there are; then what they are. */
+int collect_held(struct ckpt *c);
 int collect_fds(struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Which pages of a forked process are those of its parent. */

@@ -127,15 +127,21 @@ look_at(const struct held *h, struct kind_save *s, char **link)
 	return err < 0 ? fail(-err, "pid %d: fd %d: %s", h->pid, s->fd, strerror(-err)) : 0;
 }
 
+static struct kind_save
+save_of(struct ckpt *c, const struct held *h, const char *object)
+{
+	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .object = object,
+	    .embed = c->opt.embed == EMBED_ALL, .held = c->held, .nheld = c->nheld, .tasks = c->tasks,
+	    .ntasks = c->nmembers, .objects = &c->model.objects, .report = &c->report, .shared = &c->shared};
+}
+
 /* One fd: which of those before it is the same, or what is it? */
 static int
 collect_fd(struct ckpt *c, struct member *who, struct held *h)
 {
 	struct task *t = who->task;
 	char object[48], *link = NULL;
-	struct kind_save s = {.pid = h->pid, .proc = who->target.proc, .pidfd = who->target.pidfd, .fd = h->fd,
-	    .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held, .nheld = c->nheld,
-	    .objects = &c->model.objects, .report = &c->report, .shared = &c->shared};
+	struct kind_save s = save_of(c, h, object);
 	const struct held *same = c->held;
 	struct fd_slot *slot;
 	bool first, first_here = true;
@@ -182,9 +188,9 @@ hold(struct ckpt *c, const struct member *who, int fd)
 		err = read_link(who->target.proc, path, &link);
 	if (err < 0)
 		return fail(-err, "pid %d: fd %d: %s", who->target.pid, fd, strerror(-err));
-	*h = (struct held){.pid = who->target.pid, .task_pid = who->task->pid, .pidfd = who->target.pidfd, .fd = fd,
+	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .fd = fd,
 	    .dev = st.st_dev, .ino = st.st_ino, .pos = info.pos, .flags = info.flags & ~(uint64_t)O_CLOEXEC,
-	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .ofd = -1};
+	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .socket = S_ISSOCK(st.st_mode), .ofd = -1};
 	free(link);
 	return 0;
 }
@@ -204,29 +210,92 @@ hold_all(struct ckpt *c, const struct member *who)
 	return err;
 }
 
-/* When all are known: what refers to others. */
+static const struct held *
+holder(const struct ckpt *c, int64_t ofd)
+{
+	for (size_t i = 0; i < c->nheld; i++)
+		if (c->held[i].ofd == ofd)
+			return &c->held[i];
+	for (size_t i = 0; i < c->nin_flight; i++)
+		if (c->in_flight[i].ofd == ofd)
+			return &c->in_flight[i];
+	return NULL;
+}
+
+/* An open file that only a message has: held by our copy of it until the end. */
+static int64_t
+add_in_flight(struct ckpt *c, int fd)
+{
+	static const char object[] = "an open file on its way through a socket";
+	struct held *h = ARRAY_ADD(c->in_flight, c->nin_flight);
+	struct kind_save s;
+	char *link = NULL;
+	int err;
+
+	if (h == NULL)
+		return -ENOMEM;
+	*h = (struct held){.pid = getpid(), .fd = fcntl(fd, F_DUPFD_CLOEXEC, 3), .pidfd = pidfd_open_(getpid()),
+	    .proc = proc_open(getpid()), .ofd = (int64_t)c->model.objects.nofds};
+	s = save_of(c, h, object);
+	err = look_at(h, &s, &link);
+	if (err == 0)
+		err = add_ofd(c, &s);
+	free(link);
+	return err < 0 ? err : (int64_t)c->model.objects.nofds - 1;
+}
+
+/* One of our own fds, which a socket has given us from its queue. */
+static int64_t
+ofd_of(void *ctx, int fd)
+{
+	struct ckpt *c = ctx;
+
+	for (size_t i = 0; i < c->nheld; i++)
+		if (syscall(SYS_kcmp, getpid(), c->held[i].pid, KCMP_FILE, fd, c->held[i].fd) == 0)
+			return c->held[i].ofd;
+	for (size_t i = 0; i < c->nin_flight; i++)
+		if (syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, fd, c->in_flight[i].fd) == 0)
+			return c->in_flight[i].ofd;
+	return add_in_flight(c, fd);
+}
+
+/* When all are known: what refers to others. Those that are found on the way are looked at, too. */
 static int
 finish_ofds(struct ckpt *c)
 {
 	struct objects *o = &c->model.objects;
 	int err = 0;
 
+	c->shared.ofd_of = ofd_of;
+	c->shared.ctx = c;
 	for (size_t i = 0; i < o->nofds && err == 0; i++) {
-		const struct held *h = c->held;
+		const struct held *h = holder(c, (int64_t)i);
 		char object[48];
-		struct kind_save s = {.object = object, .held = c->held, .nheld = c->nheld, .objects = o,
-		    .report = &c->report, .shared = &c->shared};
+		struct kind_save s;
+		struct ofd ofd = o->ofds[i];
 
-		if (kinds[o->ofds[i].kind]->refer == NULL)
+		if (kinds[ofd.kind]->refer == NULL || h == NULL)
 			continue;
-		while (h->ofd != (int64_t)i)
-			h++;
-		s.pid = h->pid;
-		s.fd = h->fd;
-		s.pidfd = h->pidfd;
-		s.proc = tree_find(c, h->pid)->target.proc;
 		snprintf(object, sizeof(object), "pid %d: fd %d", h->pid, h->fd);
-		err = kinds[o->ofds[i].kind]->refer(&s, &o->ofds[i]);
+		s = save_of(c, h, object);
+		err = kinds[ofd.kind]->refer(&s, &ofd);
+	}
+	return err;
+}
+
+/* Every fd of every process, before anything is looked at: much depends on who else has a thing. */
+int
+collect_held(struct ckpt *c)
+{
+	int err = 0;
+
+	c->tasks = calloc(c->nmembers, sizeof(*c->tasks));
+	if (c->tasks == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < c->nmembers && err == 0; i++) {
+		c->tasks[i] = (struct held_task){c->members[i]->target.pid, c->model.header.tasks[i]};
+		if (!c->members[i]->zombie)
+			err = hold_all(c, c->members[i]);
 	}
 	return err;
 }
@@ -236,9 +305,6 @@ collect_fds(struct ckpt *c)
 {
 	int err = 0;
 
-	for (size_t i = 0; i < c->nmembers && err == 0; i++)
-		if (!c->members[i]->zombie)
-			err = hold_all(c, c->members[i]);
 	for (size_t i = 0; i < c->nheld && err == 0; i++)
 		err = collect_fd(c, tree_find(c, c->held[i].pid), &c->held[i]);
 	return err < 0 ? err : finish_ofds(c);

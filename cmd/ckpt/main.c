@@ -307,6 +307,8 @@ collect_from_outside(struct ckpt *c)
 {
 	int err = collect_header(c);
 
+	if (err == 0)
+		err = collect_held(c);
 	for (size_t i = 0; i < c->nmembers && err == 0; i++) {
 		err = collect_outside(c, c->members[i]);
 		if (err == 0 && !c->members[i]->zombie)
@@ -405,6 +407,13 @@ ckpt_fini(struct ckpt *c)
 	free(c->shm_inos);
 	free(c->shm_parts);
 	free(c->held);
+	for (size_t i = 0; i < c->nin_flight; i++) {
+		close_fd(&c->in_flight[i].fd);
+		close_fd(&c->in_flight[i].pidfd);
+		close_fd(&c->in_flight[i].proc);
+	}
+	free(c->in_flight);
+	free(c->tasks);
 	kind_shared_fini(&c->shared);
 	report_fini(&c->report);
 	record_free(&record_header, &c->model.header);

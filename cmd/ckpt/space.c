@@ -61,13 +61,28 @@ open_if_same(int dirfd, const char *path, const struct proc_map *m)
 	return fd;
 }
 
+/* By an fd of any of the processes. */
+static int
+open_by_fd(const struct ckpt *c, const struct proc_map *m)
+{
+	char name[64];
+	int fd = -1;
+
+	for (size_t i = 0; i < c->nheld && fd < 0; i++) {
+		if (c->held[i].ino != m->ino || c->held[i].anon)
+			continue;
+		snprintf(name, sizeof(name), "fd/%d", c->held[i].fd);
+		fd = open_if_same(c->held[i].proc, name, m);
+	}
+	return fd;
+}
+
 /* The mapped file by any way that leads to it, or -1. *at_path: it is still at its path. */
 static int
-open_mapped(const struct target *t, const struct proc_map *m, const char *path, bool *at_path)
+open_mapped(const struct ckpt *c, const struct target *t, const struct proc_map *m, const char *path, bool *at_path)
 {
 	char name[64], *inside;
-	int *fds, fd = -1;
-	size_t n;
+	int fd = -1;
 
 	*at_path = false;
 	if (path[0] == '/' && asprintf(&inside, "root%s", path) > 0) {
@@ -77,19 +92,24 @@ open_mapped(const struct target *t, const struct proc_map *m, const char *path, 
 	}
 	if (fd < 0)
 		fd = open_if_same(t->proc, "exe", m);
-	if (fd < 0 && proc_list(t->proc, "fd", &fds, &n) == 0) {
-		for (size_t i = 0; i < n && fd < 0; i++) {
-			snprintf(name, sizeof(name), "fd/%d", fds[i]);
-			fd = open_if_same(t->proc, name, m);
-		}
-		free(fds);
-	}
+	if (fd < 0)
+		fd = open_by_fd(c, m);
 	if (fd < 0) { /* with CAP_CHECKPOINT_RESTORE */
 		snprintf(name, sizeof(name), "map_files/%llx-%llx", (unsigned long long)m->start,
 		    (unsigned long long)m->end);
 		fd = open_if_same(t->proc, name, m);
 	}
 	return fd;
+}
+
+/* A file in memory has no other place than this host's. */
+static bool
+is_in_memory(int fd)
+{
+	enum { TMPFS = 0x01021994 };
+	struct statfs fs;
+
+	return fd >= 0 && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS;
 }
 
 static bool
@@ -106,6 +126,7 @@ space_file(struct ckpt *c, struct member *who, const struct proc_map *m)
 	struct objects *o = &c->model.objects;
 	struct mapped_file *mf;
 	struct file_ref *ref;
+	struct stat st;
 	size_t len;
 	bool at_path;
 	int err;
@@ -119,7 +140,7 @@ space_file(struct ckpt *c, struct member *who, const struct proc_map *m)
 	if (mf == NULL || ref == NULL || (ref->path = strdup(m->path)) == NULL)
 		return -ENOMEM;
 	*mf = (struct mapped_file){m->major, m->minor, m->ino, -1};
-	mf->fd = open_mapped(&who->target, m, ref->path, &at_path);
+	mf->fd = open_mapped(c, &who->target, m, ref->path, &at_path);
 	len = strlen(ref->path);
 	if (!at_path && len > strlen(DELETED) &&
 	    strcmp(ref->path + len - strlen(DELETED), DELETED) == 0)
@@ -131,7 +152,14 @@ space_file(struct ckpt *c, struct member *who, const struct proc_map *m)
 		if (err < 0)
 			return fail(-err, "%s: %s", ref->path, strerror(-err));
 	}
-	if (must_embed(c, ref, at_path) && asprintf(&ref->member, "file/%zu", o->nfiles - 1) < 0)
+	if (mf->fd >= 0 && fstat(mf->fd, &st) == 0) {
+		struct known_file *known = ARRAY_ADD(c->shared.files, c->shared.nfiles);
+
+		if (known == NULL)
+			return -ENOMEM;
+		*known = (struct known_file){st.st_dev, st.st_ino, (int64_t)o->nfiles - 1, -1};
+	}
+	if ((must_embed(c, ref, at_path) || is_in_memory(mf->fd)) && asprintf(&ref->member, "file/%zu", o->nfiles - 1) < 0)
 		return -ENOMEM;
 	return (int64_t)o->nfiles - 1;
 }
@@ -170,6 +198,16 @@ shm_object(struct ckpt *c, const struct proc_map *m)
 	return (int64_t)i;
 }
 
+/* A memfd that is also open is a file, with pages that no mapping may show. */
+static bool
+has_fd(const struct ckpt *c, const struct proc_map *m)
+{
+	for (size_t i = 0; i < c->nheld; i++)
+		if (c->held[i].ino == m->ino && c->held[i].dev == makedev(m->major, m->minor))
+			return true;
+	return false;
+}
+
 /* What is behind a mapping. Returns 0, 1 to leave it out, or a negative errno. */
 static int
 classify(struct ckpt *c, struct member *who, const struct proc_map *m,
@@ -201,7 +239,7 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 			return -ENOMEM;
 		v->name[strcspn(v->name, "]")] = '\0';
 	}
-	if (m->shared && (m->ino != 0) &&
+	if (m->shared && m->ino != 0 && !has_fd(c, m) &&
 	    (strncmp(m->path, "/dev/zero (deleted)", 19) == 0 || strncmp(m->path, "/memfd:", 7) == 0 ||
 		strncmp(m->path, "[anon_shmem:", 12) == 0)) {
 		v->kind = VMA_SHM;
@@ -216,8 +254,6 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	v->ref = space_file(c, who, m);
 	if (v->ref < 0)
 		return (int)v->ref;
-	if (m->shared && c->model.objects.files[v->ref].gone && has_flag(m->flags, "mw"))
-		return refuse(c, who, m, "have the program unmap it", "a writable mapping of a file that is gone");
 	return 0;
 }
 

@@ -116,6 +116,9 @@ open_for_content(struct ckpt *c, size_t index)
 
 	if (index < c->nmapped)
 		return fcntl(c->mapped[index].fd, F_DUPFD_CLOEXEC, 3);
+	for (size_t i = 0; i < c->shared.nfiles; i++)
+		if (c->shared.files[i].ref == (int64_t)index && c->shared.files[i].fd >= 0)
+			return fcntl(c->shared.files[i].fd, F_DUPFD_CLOEXEC, 3);
 	if (asprintf(&path, "root%s", c->model.objects.files[index].path) < 0)
 		return -1;
 	fd = openat(c->members[0]->target.proc, path, O_RDONLY | O_CLOEXEC);

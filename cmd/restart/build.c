@@ -40,6 +40,7 @@ enum { EXEC_TIMEOUT_MS = 60000 };
 static uint64_t
 stock_base(const struct restart *r)
 {
+	const struct objects *o = &r->model.objects;
 	uint64_t base = 3;
 
 	for (size_t i = 0; i < r->model.header.ntasks; i++) {
@@ -48,6 +49,10 @@ stock_base(const struct restart *r)
 		if (t->nfds > 0)
 			base = max_u64(base, (uint64_t)t->fds[t->nfds - 1].fd + 1);
 	}
+	/* Epoll sets know their items by numbers that may be closed since. */
+	for (size_t i = 0; i < o->nepolls; i++)
+		for (size_t k = 0; k < o->epolls[i].nitems; k++)
+			base = max_u64(base, (uint64_t)o->epolls[i].items[k].fd + 1);
 	return base;
 }
 

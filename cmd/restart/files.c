@@ -4,6 +4,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fsuid.h>
@@ -15,6 +16,7 @@
 #include "fileid.h"
 #include "io.h"
 #include "log.h"
+#include "model_check.h"
 #include "restart.h"
 
 /* What the mappings want of each file, in one pass over them. */
@@ -57,6 +59,18 @@ not_here(const char *path, int err)
 	    err == -ENOENT || err == -ENOTDIR ? "not" : "another one");
 }
 
+/* For reading only, unless it is to be written: what is mapped so does not stand against seals. */
+static int
+open_content(int content, bool writing)
+{
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", content);
+	fd = open(path, (writing ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	return fd < 0 ? fail_errno("a file from the image") : fd;
+}
+
 /* The file at its path, if it is the same; else what the image has of it. */
 static int
 open_mapped(struct restart *r, size_t i, unsigned uses)
@@ -78,7 +92,7 @@ open_mapped(struct restart *r, size_t i, unsigned uses)
 		}
 	}
 	if (fd < 0 && content >= 0) {
-		fd = fcntl(content, F_DUPFD_CLOEXEC, 3);
+		fd = open_content(content, writing);
 		if (!ref->gone)
 			debug(LOG_VERBOSE, "%s: taken from the image", ref->path);
 	} else if (fd < 0) {
@@ -192,6 +206,122 @@ files_undo(struct restart *r)
 		if (r->created[i] != NULL)
 			unlink(r->created[i]);
 	r->ncreated = 0;
+	for (size_t i = 0; i < r->naside; i++)
+		if (rename(r->aside[i].now, r->aside[i].before) < 0)
+			note("%s: is now %s: %s", r->aside[i].before, r->aside[i].now, strerror(errno));
+	r->naside = 0;
+}
+
+void
+files_keep(struct restart *r)
+{
+	for (size_t i = 0; i < r->naside; i++)
+		unlink(r->aside[i].now);
+	r->naside = 0;
+}
+
+static void
+remember_aside(void *ctx, const char *now, const char *before)
+{
+	struct restart *r = ctx;
+	struct aside *a = ARRAY_ADD(r->aside, r->naside);
+
+	if (a != NULL)
+		*a = (struct aside){strdup(now), strdup(before)};
+}
+
+/* Something to be done with each open file description, in order. */
+struct walk {
+	struct restart *r;
+	int (*visit)(struct walk *w, size_t ofd);
+	struct kind_load *l;
+	const int *lowest;
+	bool *done;
+};
+enum { ORDER_DEPTH = 64 };
+
+/* Each after those that it depends on. depth ends what goes round in a circle. */
+static int
+walk_one(struct walk *w, size_t i, unsigned depth)
+{
+	const struct objects *o = &w->r->model.objects;
+	const struct kind *kind = kinds[o->ofds[i].kind];
+	int64_t on;
+	int err = 0;
+
+	if (w->done[i] || depth == 0)
+		return 0;
+	for (size_t n = 0; kind->depends != NULL && (on = kind->depends(o, &o->ofds[i], n)) >= 0 && err == 0; n++)
+		err = walk_one(w, (size_t)on, depth - 1);
+	if (err < 0 || w->done[i])
+		return err;
+	w->done[i] = true;
+	return w->visit(w, i);
+}
+
+static int
+walk_all(struct walk *w)
+{
+	size_t n = w->r->model.objects.nofds;
+	int err = 0;
+
+	w->done = calloc(n + 1, sizeof(*w->done));
+	if (w->done == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = walk_one(w, i, ORDER_DEPTH);
+	free(w->done);
+	return err;
+}
+
+static int
+load_one(struct walk *w, size_t i)
+{
+	const struct ofd *ofd = &w->l->objects->ofds[i];
+
+	w->l->lowest = w->lowest[i] < 0 ? MODEL_FD_MAX : w->lowest[i];
+	w->r->open.ofds[i] = kinds[ofd->kind]->load(w->l, ofd);
+	return w->r->open.ofds[i] < 0 ? w->r->open.ofds[i] : 0;
+}
+
+static int
+late_one(struct walk *w, size_t i)
+{
+	const struct restart *r = w->r;
+	const struct ofd *ofd = &r->model.objects.ofds[i];
+	const struct kind *kind = kinds[ofd->kind];
+
+	if (kind->late == NULL || r->open.ofds[i] < 0)
+		return 0;
+	return kind->late(&r->model.objects, ofd, r->open.ofds[i], r->open.ofds,
+	    r->source.is_channel || image_wants_end(r->reader));
+}
+
+static int *
+no_fds(size_t n)
+{
+	int *fds = malloc((n + 1) * sizeof(*fds));
+
+	for (size_t i = 0; fds != NULL && i < n; i++)
+		fds[i] = -1;
+	return fds;
+}
+
+static int
+load_ofds(struct restart *r, struct kind_load *l, const int *lowest)
+{
+	const struct objects *o = l->objects;
+	struct walk w = {.r = r, .visit = load_one, .l = l, .lowest = lowest};
+	int err = walk_all(&w);
+
+	for (size_t i = 0; i < o->nofds && err == 0 && !r->opt.check; i++) {
+		const struct kind *kind = kinds[o->ofds[i].kind];
+
+		l->lowest = lowest[i] < 0 ? MODEL_FD_MAX : lowest[i];
+		if (kind->fill != NULL)
+			err = kind->fill(l, &o->ofds[i], r->open.ofds[i]);
+	}
+	return err;
 }
 
 static int
@@ -201,27 +331,55 @@ open_ofds(struct restart *r)
 	struct kind_load l = {.objects = o, .contents = r->open.contents, .maps = r->opt.maps,
 	    .nmaps = r->opt.nmaps, .inherits = r->opt.inherits, .ninherits = r->opt.ninherits,
 	    .stdin_taken = r->source.is_stdin, .stdout_taken = r->source.is_channel,
-	    .check = r->opt.check, .created = remember_created, .ctx = r};
-	int *lowest = lowest_fds(r), err = lowest == NULL ? -ENOMEM : 0;
+	    .check = r->opt.check, .created = remember_created, .set_aside = remember_aside, .ctx = r,
+	    .fds = r->open.ofds, .moved = r->source.is_channel || image_wants_end(r->reader)};
+	int *lowest = lowest_fds(r), err = 0;
 
+	l.null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	l.pipes = calloc(o->npipes + 1, sizeof(*l.pipes));
-	if (l.pipes == NULL)
+	l.sockets = no_fds(o->nsockets);
+	l.far = no_fds(o->nsockets);
+	if (lowest == NULL || l.pipes == NULL || l.sockets == NULL || l.far == NULL)
 		err = -ENOMEM;
 	for (size_t i = 0; err == 0 && i < o->npipes; i++)
 		l.pipes[i][0] = l.pipes[i][1] = -1;
-	for (size_t i = 0; i < o->nofds && err == 0; i++) {
-		l.lowest = lowest[i];
-		if (l.lowest < 0)
-			continue;
-		r->open.ofds[i] = kinds[o->ofds[i].kind]->load(&l, &o->ofds[i]);
-		err = r->open.ofds[i] < 0 ? r->open.ofds[i] : 0;
-	}
+	if (err == 0)
+		err = load_ofds(r, &l, lowest);
 	for (size_t i = 0; l.pipes != NULL && i < o->npipes; i++) {
 		close_fd(&l.pipes[i][0]);
 		close_fd(&l.pipes[i][1]);
 	}
+	for (size_t i = 0; i < o->nsockets; i++) {
+		if (l.sockets != NULL)
+			close_fd(&l.sockets[i]);
+		if (l.far != NULL)
+			close_fd(&l.far[i]);
+	}
+	close_fd(&l.null);
+	free(l.sockets);
+	free(l.far);
 	free(l.pipes);
 	free(lowest);
+	return err;
+}
+
+int
+files_late(struct restart *r)
+{
+	const struct objects *o = &r->model.objects;
+	struct walk w = {.r = r, .visit = late_one};
+	int err = walk_all(&w);
+
+	/* Seals forbid what was needed until now. */
+	for (size_t i = 0; i < o->nfiles && err == 0; i++) {
+		const struct file_ref *f = &o->files[i];
+
+		if (r->open.contents[i] < 0 || !f->gone)
+			continue;
+		fchmod(r->open.contents[i], (mode_t)f->mode & 07777);
+		if (f->seals != 0 && fcntl(r->open.contents[i], F_ADD_SEALS, (int)f->seals) < 0)
+			note("%s: its seals cannot be had here: %s", f->path, strerror(errno));
+	}
 	return err;
 }
 

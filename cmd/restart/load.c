@@ -225,33 +225,80 @@ memory_available(void)
 	return kib << 10;
 }
 
-/* Embedded files wait in memory, each in a memfd of its name. */
+/* Is it open, not only mapped? */
+static bool
+is_open_file(const struct objects *o, size_t i)
+{
+	for (size_t k = 0; k < o->nofds; k++)
+		if (o->ofds[k].kind == KIND_gone && o->ofds[k].ref == (int64_t)i)
+			return true;
+	return false;
+}
+
+/*
+ * A file without a name that a program has open is one again: where it was, under its name for a moment if that is
+ * free, else beside it. An fd, or -1.
+ */
+static int
+nameless_file(const struct restart *r, const struct file_ref *f)
+{
+	char *path = path_mapped(r->opt.maps, r->opt.nmaps, f->path), *slash;
+	int fd = -1;
+
+	if (path == NULL || strncmp(path, "/memfd:", 7) == 0) {
+		free(path);
+		return -1;
+	}
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd >= 0)
+		unlink(path);
+	slash = strrchr(path, '/');
+	slash[slash == path ? 1 : 0] = '\0';
+	if (fd < 0)
+		fd = open(path, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+	free(path);
+	return fd;
+}
+
+/* Embedded files wait where they will be used, or in memory, each in a memfd of its name. */
+static int
+content_place(struct restart *r, size_t i)
+{
+	const struct file_ref *f = &r->model.objects.files[i];
+	const char *slash = strrchr(f->path, '/');
+	const char *name = strncmp(f->path, "/memfd:", 7) == 0 ? f->path + 7 : slash + 1;
+	char short_name[201];
+	int fd = f->gone && is_open_file(&r->model.objects, i) && !r->opt.check ? nameless_file(r, f) : -1;
+
+	if (fd >= 0)
+		return fd;
+	if (r->member_size > memory_available())
+		return fail(ENOMEM, "no memory for %s, which is in the image with %" PRIu64 " MB", f->path,
+		    r->member_size >> 20);
+	snprintf(short_name, sizeof(short_name), "%.200s", name);
+	fd = memfd_create(short_name, MFD_CLOEXEC | (f->seals != 0 ? MFD_ALLOW_SEALING : 0));
+	if (fd >= 0)
+		fchmod(fd, 0700);
+	return fd < 0 ? fail_errno("memory for %s", f->path) : fd;
+}
+
 static int
 get_file(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 	size_t i = 0;
-	const char *slash, *name;
-	char short_name[201];
-	int err;
 
 	while (i < o->nfiles &&
 	    (o->files[i].member == NULL || strcmp(o->files[i].member, r->member) != 0))
 		i++;
 	if (i == o->nfiles || r->open.contents[i] >= 0 || r->member_size != o->files[i].size)
 		return fail(EBADMSG, "%s: bad image: %s belongs to nothing", r->source.name, r->member);
-	slash = strrchr(o->files[i].path, '/');
-	name = strncmp(o->files[i].path, "/memfd:", 7) == 0 ? o->files[i].path + 7 : slash + 1;
-	if (r->member_size > memory_available())
-		return fail(ENOMEM, "no memory for %s, which is in the image with %" PRIu64 " MB",
-		    o->files[i].path, r->member_size >> 20);
-	snprintf(short_name, sizeof(short_name), "%.200s", name);
-	r->open.contents[i] = memfd_create(short_name, MFD_CLOEXEC);
-	if (r->open.contents[i] < 0 || ftruncate(r->open.contents[i], (off_t)r->member_size) < 0)
-		return fail_errno("memory for %s", o->files[i].path);
-	err = image_get_content(r->reader, take_content, &r->open.contents[i]);
-	fchmod(r->open.contents[i], 0500);
-	return err;
+	r->open.contents[i] = content_place(r, i);
+	if (r->open.contents[i] < 0)
+		return r->open.contents[i];
+	if (ftruncate(r->open.contents[i], (off_t)r->member_size) < 0)
+		return fail_errno("room for %s", o->files[i].path);
+	return image_get_content(r->reader, take_content, &r->open.contents[i]);
 }
 
 /* The first task that names this member; the others have the same. */

@@ -332,10 +332,12 @@ let_run(struct restart *r)
 	struct buf pid = {0};
 	int err;
 
+	r->ended = true;
 	front_terminal(r);
 	err = release(r);
 	if (err < 0)
 		return err;
+	files_keep(r);
 	files_close(r);
 	if (r->report_fd < 0)
 		restart_status(r, "running %d", r->built[0].pid);
@@ -358,6 +360,9 @@ run_restart(struct restart *r)
 	if (err == 0) {
 		err = await_end(r);
 		err = err > 0 ? let_run(r) : err == 0 ? save(r) : err;
+		/* END was there, so there is no original: what cannot run here must not be lost. */
+		if (err < 0 && r->ended && !r->source.is_channel && r->source.total == 0)
+			save(r);
 	}
 	if (err < 0) {
 		build_undo(r);

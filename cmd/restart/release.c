@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <linux/capability.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
@@ -168,6 +169,25 @@ add_timers(struct script *s, const struct task *t)
 	}
 }
 
+/* Open files that run by time: once each, under the first number of the first process that has it. */
+static void
+arm_files(struct script *s, const struct restart *r, const struct task *t)
+{
+	const struct objects *o = &r->model.objects;
+	bool *done = calloc(o->nofds + 1, sizeof(*done));
+
+	for (size_t i = 0; done != NULL && i < t->nfds; i++) {
+		int64_t ofd = t->fds[i].ofd;
+		const struct kind *kind = kinds[o->ofds[ofd].kind];
+
+		if (kind->arm == NULL || done[ofd] || first_with(r, ofd) != t)
+			continue;
+		done[ofd] = true;
+		kind->arm(s, &r->model, &o->ofds[ofd], (uint64_t)t->fds[i].fd);
+	}
+	free(done);
+}
+
 /* --- credentials */
 
 static void
@@ -261,8 +281,10 @@ last_scripts(struct restart *r, struct built *b)
 		add_pending(&s, b, &t->threads[i].pending, b->threads[i].tid);
 		add_caps(&s, b, prm, bnd);
 		/* Last of all, so that none fires while anything is still to be done. */
-		if (i == 0)
+		if (i == 0) {
 			add_timers(&s, t);
+			arm_files(&s, r, t);
+		}
 		if (err == 0)
 			err = loop_run(&b->loop, &b->threads[i], &s);
 		script_fini(&s);
@@ -318,7 +340,7 @@ int
 release(struct restart *r)
 {
 	size_t n = r->model.header.ntasks;
-	int err = 0;
+	int err = files_late(r);
 
 	for (size_t i = 0; i < n && err == 0; i++)
 		if (!r->model.tasks[i].zombie)

@@ -89,8 +89,13 @@ struct restart {
 	uint64_t member_size;
 	char **created; /* files that were made here, to be removed on failure */
 	size_t ncreated;
+	struct aside {
+		char *now, *before;
+	} *aside; /* files that had to make way: back on failure, removed when it runs */
+	size_t naside;
 	enum pid_mode mode;
 	bool own_userns, privileged;
+	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	struct built *built; /* parallel to the tasks of the image */
 	struct built **helpers;
@@ -106,8 +111,12 @@ const unsigned char *load_vdso(const struct restart *r, const struct mm_layout *
 
 int files_open(struct restart *r);
 void files_close(struct restart *r);
-/* Remove what was created here. */
+/* Remove what was created here, and put back what had to make way. */
 void files_undo(struct restart *r);
+/* After END: what could not be had before. Returns 0, or a negative errno, logged. */
+int files_late(struct restart *r);
+/* It runs: what is kept for undoing is no longer needed. */
+void files_keep(struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);
@@ -140,6 +149,8 @@ int space_finish(struct built *b);
 /* The pages of this process; with NULL (restart --check) all pages, which are only checked. */
 int fill(struct restart *r, struct built *b);
 
+/* The first task that has an ofd, or NULL. */
+const struct task *first_with(const struct restart *r, int64_t ofd);
 /* Open files of one process. */
 int place_fds(struct restart *r, struct built *b);
 int settle(struct restart *r, struct built *b);

@@ -283,14 +283,68 @@ make_timers(struct built *b)
 	return err;
 }
 
+/* In which process is something done that is done once? In the first that has the ofd. */
+const struct task *
+first_with(const struct restart *r, int64_t ofd)
+{
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		for (size_t k = 0; k < r->model.tasks[i].nfds; k++)
+			if (r->model.tasks[i].fds[k].ofd == ofd)
+				return &r->model.tasks[i];
+	return NULL;
+}
+
+static uint64_t
+stock_of(const void *ctx, int64_t ofd)
+{
+	return stock_fd(ctx, STOCK_OFDS, ofd);
+}
+
+enum { ATTACH_DEPTH = 64 };
+
+/* Each after those that it depends on. */
+static void
+attach(struct restart *r, const struct task *t, struct script *s, bool *done, int64_t ofd, unsigned depth)
+{
+	const struct objects *o = &r->model.objects;
+	const struct kind *kind = kinds[o->ofds[ofd].kind];
+	int64_t on;
+
+	if (done[ofd] || depth == 0)
+		return;
+	done[ofd] = true;
+	for (size_t n = 0; kind->depends != NULL && (on = kind->depends(o, &o->ofds[ofd], n)) >= 0; n++)
+		attach(r, t, s, done, on, depth - 1);
+	if (kind->attach != NULL && (kind->attach_everywhere || first_with(r, ofd) == t))
+		kind->attach(s, o, &o->ofds[ofd], stock_fd(r, STOCK_OFDS, ofd), stock_of, r);
+}
+
+static int
+attach_all(struct restart *r, const struct task *t, struct script *s)
+{
+	size_t n = r->model.objects.nofds;
+	bool *done = calloc(n + 1, sizeof(*done));
+
+	if (done == NULL)
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++)
+		attach(r, t, s, done, (int64_t)i, ATTACH_DEPTH);
+	free(done);
+	return 0;
+}
+
 /* Numbers, flags and owners of what the first process has brought. */
 int
 place_fds(struct restart *r, struct built *b)
 {
 	const struct task *t = b->task;
+	uint64_t top = stock_fd(r, STOCK_FILES, 0) - 1;
 	struct script s = {0};
 
-	script_add(&s, "open files", SYS_close_range, 0, stock_fd(r, STOCK_FILES, 0) - 1, 0);
+	script_add(&s, "open files", SYS_close_range, 0, top, 0);
+	if (attach_all(r, t, &s) < 0)
+		return fail(ENOMEM, "out of memory");
+	script_add(&s, "open files", SYS_close_range, 0, top, 0);
 	for (size_t i = 0; i < t->nfds; i++) {
 		const struct ofd *o = &r->model.objects.ofds[t->fds[i].ofd];
 		uint64_t fd = (uint64_t)t->fds[i].fd;

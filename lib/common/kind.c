@@ -1,11 +1,14 @@
 #include "kind.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "io.h"
 
 #define KIND(name) extern const struct kind kind_##name;
 #include "kind.def"
@@ -64,6 +67,54 @@ kind_get_fd(const struct kind_save *s)
 void
 kind_shared_fini(struct kind_shared *shared)
 {
-	free(shared->sockets);
+	sock_free_unix(shared->sockets, shared->nsockets);
+	for (size_t i = 0; i < shared->nfiles; i++)
+		close_fd(&shared->files[i].fd);
+	free(shared->files);
 	*shared = (struct kind_shared){0};
+}
+
+int
+kind_fdinfo(const struct kind_save *s, char **text)
+{
+	char path[32];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "fdinfo/%d", s->fd);
+	n = read_file(s->proc, path, text);
+	return n < 0 ? (int)n : 0;
+}
+
+bool
+kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *value)
+{
+	const char *p = strstr(text, key);
+
+	*value = p == NULL ? 0 : strtoull(p + strlen(key), NULL, base);
+	return p != NULL;
+}
+
+const struct held *
+kind_held(const struct kind_save *s, dev_t dev, ino_t ino)
+{
+	for (size_t i = 0; i < s->nheld; i++)
+		if (s->held[i].dev == dev && s->held[i].ino == ino)
+			return &s->held[i];
+	return NULL;
+}
+
+/* Through the process's own root and mount namespace. */
+bool
+kind_still_there(const struct kind_save *s)
+{
+	char *path;
+	struct stat st;
+	bool there;
+
+	if (asprintf(&path, "root%s", s->link) < 0)
+		return false;
+	there = fstatat(s->proc, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_dev == s->st.st_dev &&
+	    st.st_ino == s->st.st_ino;
+	free(path);
+	return there;
 }

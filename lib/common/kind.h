@@ -7,28 +7,50 @@
 
 #include <sys/stat.h>
 
+#include "call.h"
 #include "model.h"
 #include "proc.h"
 #include "report.h"
+#include "sock.h"
 
 /* An fd of one of the processes that are looked at together. */
 struct held {
 	pid_t pid;        /* of the process, as we see it */
-	int64_t task_pid; /* as it sees itself */
-	int pidfd, fd;
+	int pidfd, proc, fd;
 	dev_t dev;
 	ino_t ino;
 	int64_t pos;
 	uint64_t flags; /* without O_CLOEXEC */
-	bool cloexec, anon; /* anon: an inode that all such objects share */
+	bool cloexec;
+	bool anon;      /* an inode that all such objects share */
+	bool socket;
 	int64_t ofd;    /* index; -1 until it is known */
+};
+
+/* A process of those that are looked at together. */
+struct held_task {
+	pid_t pid;
+	int64_t task_pid;
+};
+
+/* A file that objects.files has already: mapped, executed, or open. */
+struct known_file {
+	dev_t dev;
+	ino_t ino;
+	int64_t ref;
+	int fd; /* of ours, to read it by; -1 where it can be had otherwise; owned */
 };
 
 /* What kinds learn once and need again. */
 struct kind_shared {
-	struct unix_socket *sockets; /* every Unix socket of the network namespace; owned */
+	struct known_file *files;
+	size_t nfiles;
+	struct unix_socket *sockets; /* every one of the network namespace; owned */
 	size_t nsockets;
 	bool sockets_known;
+	/* Index of the ofd that one of our own fds is, which is added where it is new; or a negative errno. */
+	int64_t (*ofd_of)(void *ctx, int fd);
+	void *ctx;
 };
 
 /* An fd of the process that is being looked at. */
@@ -44,6 +66,8 @@ struct kind_save {
 	bool embed;         /* open files, too, are to be in the image */
 	const struct held *held; /* every fd of every process */
 	size_t nheld;
+	const struct held_task *tasks; /* every process, also one that has ended */
+	size_t ntasks;
 	struct kind_shared *shared;
 	struct objects *objects;
 	struct report *report;
@@ -63,6 +87,13 @@ struct kind_load {
 	int lowest;          /* the lowest number under which the program knows it */
 	const int *contents; /* an fd for each file with a member, -1 for the others */
 	int (*pipes)[2];     /* both ends of each pipe, -1 until it is made; the caller closes them */
+	int *sockets;        /* of each socket that is made, but not yet its ofd, else -1; the caller closes them */
+	int *far;            /* of each socket: where to send what it is to receive, or -1; likewise */
+	int *fds;            /* of each ofd that is open, else -1 */
+	bool moved;          /* the original is there until END */
+	int null;            /* an fd of /dev/null */
+	/* A file had to make way for another of its name: told under which it is until then. Or NULL. */
+	void (*set_aside)(void *ctx, const char *now, const char *before);
 	const struct path_map *maps;
 	size_t nmaps;
 	const struct inherit *inherits;
@@ -81,8 +112,23 @@ struct kind {
 	int (*save)(struct kind_save *s, struct ofd *ofd);
 	/* An open fd, close-on-exec, at any number; or a negative errno, logged. */
 	int (*load)(const struct kind_load *l, const struct ofd *ofd);
+	/* Each of the rest may be NULL. The n-th ofd that must be open before this one, or -1. */
+	int64_t (*depends)(const struct objects *o, const struct ofd *ofd, size_t n);
+	/* When all are open: what goes into it. Returns 0, or a negative errno, logged. */
+	int (*fill)(const struct kind_load *l, const struct ofd *ofd, int fd);
+	/* After END: what could not be had while the original was there. Returns 0, or a negative errno, logged. */
+	int (*late)(const struct objects *o, const struct ofd *ofd, int fd, const int *fds, bool moved);
 	/*
-	 * NULL, or: when every ofd of the image is known, add what this one refers to; s->info and s->st are
+	 * Calls in a process that has it, before its fds have their numbers, when none below the stock is open;
+	 * stock: where the fd of an ofd is meanwhile.
+	 */
+	void (*attach)(struct script *s, const struct objects *o, const struct ofd *ofd, uint64_t self,
+	    uint64_t (*stock)(const void *ctx, int64_t ofd), const void *ctx);
+	bool attach_everywhere; /* in every process, not in the first that has it alone */
+	/* Calls at the very end in a process that has it as fd. */
+	void (*arm)(struct script *s, const struct model *m, const struct ofd *ofd, uint64_t fd);
+	/*
+	 * When every ofd of the image is known, add what this one refers to; s->info and s->st are
 	 * not set. Returns 0, or a negative errno, logged or reported.
 	 */
 	int (*refer)(struct kind_save *s, struct ofd *ofd);
@@ -100,11 +146,18 @@ extern const struct kind *const kinds[KIND_COUNT];
 /* The kind that takes this fd; there is always one (the last refuses). Its index in kinds. */
 int kind_of(const struct kind_save *s);
 
+/* Is the path that its link shows still this file? */
+bool kind_still_there(const struct kind_save *s);
+
 /* The path as --map says. The caller frees; NULL where memory ran out. */
 char *path_mapped(const struct path_map *maps, size_t n, const char *path);
 
 /* The fd that --inherit names for this image fd, or -1. */
 int inherited(const struct kind_load *l, int image_fd);
+
+/* Is the other end of this socket, or of our own fd for it, a process outside? */
+bool kind_unix_outside(const struct kind_save *s, int fd);
+bool kind_inet_outside(const struct kind_save *s, int fd);
 
 /* Is the other end of this pipe held by one of the processes, or by nobody at all any more? */
 bool pipe_is_inside(const struct kind_save *s);
@@ -113,6 +166,14 @@ void kind_shared_fini(struct kind_shared *shared);
 
 /* Our own stdin, stdout or stderr (or /dev/null) for an fd below 3, else an error. An fd. */
 int kind_external_stdio(const struct kind_load *l, const struct ofd *ofd);
+
+/* fdinfo of it as text; the caller frees. Returns 0, or a negative errno. Silent. */
+int kind_fdinfo(const struct kind_save *s, char **text);
+/* The number behind a key such as "eventfd-count:", in this base; or 0, and false. */
+bool kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *value);
+
+/* The held fd with this inode and device, or NULL. */
+const struct held *kind_held(const struct kind_save *s, dev_t dev, ino_t ino);
 
 /* Descriptor N of the process as one of ours (pidfd_getfd(2)). An fd, or a negative errno. Silent. */
 int kind_get_fd(const struct kind_save *s);

@@ -19,21 +19,13 @@
 static bool
 has_outside_peer(const struct kind_save *s)
 {
-	int fd = kind_get_fd(s), listening = 0;
-	struct sockaddr_storage peer;
-	struct ucred cred = {0};
-	socklen_t n = sizeof(listening), np = sizeof(peer), nc = sizeof(cred);
-	bool outside = false;
+	int fd = kind_get_fd(s);
+	bool outside;
 
 	if (fd < 0)
 		return false;
-	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &n) == 0 && !listening &&
-	    getpeername(fd, (struct sockaddr *)&peer, &np) == 0) {
-		outside = true;
-		if (peer.ss_family == AF_UNIX &&
-		    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &nc) == 0)
-			outside = cred.pid != s->pid;
-	}
+	outside = sock_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_UNIX ? kind_unix_outside(s, fd)
+								    : kind_inet_outside(s, fd);
 	close(fd);
 	return outside;
 }
@@ -61,7 +53,7 @@ static bool
 match(const struct kind_save *s)
 {
 	if (S_ISFIFO(s->st.st_mode))
-		return !pipe_is_inside(s);
+		return s->link[0] != '/' && !pipe_is_inside(s);
 	return S_ISSOCK(s->st.st_mode) && has_outside_peer(s);
 }
 

@@ -1,5 +1,5 @@
 /*
- * Pipes with both ends in the process: made again with what is in them.
+ * Pipes with both ends inside, and FIFOs: made or opened again with what is in them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -51,6 +51,12 @@ copy_content(int fd, struct pipe_ref *p)
 	return err;
 }
 
+static bool
+is_fifo(const struct kind_save *s)
+{
+	return S_ISFIFO(s->st.st_mode) && s->link[0] == '/';
+}
+
 static int
 save(struct kind_save *s, struct ofd *ofd)
 {
@@ -72,6 +78,9 @@ save(struct kind_save *s, struct ofd *ofd)
 		return -ENOMEM;
 	ofd->ref = (int64_t)o->npipes - 1;
 	p->id = s->st.st_ino;
+	/* One that has been removed is a pipe like others. */
+	if (is_fifo(s) && kind_still_there(s) && (p->path = strdup(s->link)) == NULL)
+		return -ENOMEM;
 	fd = kind_get_fd(s);
 	err = fd < 0 ? fd : copy_content(fd, p);
 	close_fd(&fd);
@@ -79,11 +88,38 @@ save(struct kind_save *s, struct ofd *ofd)
 	    strerror(-err)) : 0;
 }
 
+/* Held open for both while it is filled, so that nothing gets lost. */
 static int
-make(const struct pipe_ref *p, int ends[2])
+open_fifo(const struct kind_load *l, const struct pipe_ref *p, int ends[2])
 {
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		return fail_errno("pipe");
+	char *path = path_mapped(l->maps, l->nmaps, p->path);
+	struct stat st;
+	int err = 0;
+
+	if (path == NULL)
+		return -ENOMEM;
+	ends[0] = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+	if (ends[0] < 0 || fstat(ends[0], &st) < 0)
+		err = fail_errno("fd %d: %s (--map OLD=NEW tells where it is here)", l->lowest, path);
+	else if (!S_ISFIFO(st.st_mode))
+		err = fail(ESTALE, "fd %d: %s: is not a FIFO here", l->lowest, path);
+	else if ((ends[1] = fcntl(ends[0], F_DUPFD_CLOEXEC, 3)) < 0)
+		err = fail_errno("fd %d: %s", l->lowest, path);
+	free(path);
+	return err;
+}
+
+static int
+make(const struct kind_load *l, const struct pipe_ref *p, int ends[2])
+{
+	int there = 0, err = p->path != NULL ? open_fifo(l, p, ends) : pipe2(ends, O_CLOEXEC) < 0
+	    ? fail_errno("pipe") : 0;
+
+	if (err < 0)
+		return err;
+	/* On the same host a FIFO that somebody else has open still has its content. */
+	if (p->path != NULL && ioctl(ends[0], FIONREAD, &there) == 0 && there > 0)
+		return 0;
 	if (p->size > 0 && fcntl(ends[1], F_SETPIPE_SZ, (int)p->size) < 0 && p->data.n > 65536)
 		return fail_errno("a pipe of %llu bytes", (unsigned long long)p->size);
 	if (p->data.n > 0 && write(ends[1], p->data.p, p->data.n) != (ssize_t)p->data.n)
@@ -97,7 +133,7 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	int *ends = l->pipes[ofd->ref], fd, err;
 	char path[32];
 
-	if (ends[0] < 0 && (err = make(&l->objects->pipes[ofd->ref], ends)) < 0)
+	if (ends[0] < 0 && (err = make(l, &l->objects->pipes[ofd->ref], ends)) < 0)
 		return err;
 	/* Opened anew, so that each description has flags of its own. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", ends[(ofd->flags & O_ACCMODE) != O_RDONLY]);
@@ -106,3 +142,4 @@ load(const struct kind_load *l, const struct ofd *ofd)
 }
 
 const struct kind kind_pipe = {.name = "pipe", .match = match, .save = save, .load = load};
+const struct kind kind_fifo = {.name = "FIFO", .match = is_fifo, .save = save, .load = load};

@@ -22,30 +22,13 @@
 static bool
 is_reg(const struct kind_save *s)
 {
-	return S_ISREG(s->st.st_mode) && s->link[0] == '/' &&
-	    strncmp(s->link, "/memfd:", 7) != 0 && strncmp(s->link, "/dev/zero (deleted)", 19) != 0;
+	return S_ISREG(s->st.st_mode) && s->link[0] == '/' && kind_still_there(s);
 }
 
 static bool
 is_dir(const struct kind_save *s)
 {
 	return S_ISDIR(s->st.st_mode);
-}
-
-/* Is the path still this file? Through the process's own root and mount namespace. */
-static bool
-still_there(const struct kind_save *s)
-{
-	char *path;
-	struct stat st;
-	bool there;
-
-	if (asprintf(&path, "root%s", s->link) < 0)
-		return false;
-	there = fstatat(s->proc, path, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_dev == s->st.st_dev &&
-	    st.st_ino == s->st.st_ino;
-	free(path);
-	return there;
 }
 
 static int
@@ -55,7 +38,7 @@ save_file(struct kind_save *s, struct ofd *ofd)
 	char path[32];
 	int fd, err;
 
-	if (!still_there(s))
+	if (!kind_still_there(s))
 		return report_add(s->report, OBSTACLE, 69, s->object,
 		    "have the program close it, or give the file its name back",
 		    "%s has been removed or replaced", s->link);

@@ -52,6 +52,7 @@ struct file_ref {
 	char *sample;   /* the same of the first and last 64 KiB, for open files */
 	char *member;   /* content in the image, NULL where it is not embedded */
 	bool gone;      /* not at its path when the image was made: use the embedded content */
+	uint64_t seals; /* F_SEAL_* of a memfd, and SEALABLE */
 	bool partial;   /* the member holds the mapped parts alone */
 };
 
@@ -76,7 +77,7 @@ struct shm_ref {
 /* An open file description; several fds may refer to one. */
 struct ofd {
 	int64_t kind;  /* a row of kind.def */
-	int64_t ref;   /* file, a regular file, directory or pipe; else -1 */
+	int64_t ref;   /* into the list of its kind; -1 where there is none */
 	uint64_t flags; /* O_* as fdinfo shows them, without O_CLOEXEC */
 	int64_t pos;
 	uint64_t rdev;
@@ -221,11 +222,88 @@ struct task {
 	size_t nthreads;
 };
 
-/* A pipe with both ends inside. */
+#define SEALABLE (1ULL << 32) /* file_ref.seals: of a memfd to which seals can be added */
+
+/* A pipe with both ends inside, or a FIFO. */
 struct pipe_ref {
 	uint64_t id; /* its inode, where it was */
+	char *path;  /* of a FIFO, else NULL */
 	uint64_t size;
 	struct bytes data; /* in it, unread */
+};
+
+struct eventfd_ref {
+	uint64_t count;
+	bool semaphore;
+};
+
+struct timerfd_ref {
+	int64_t clock, flags; /* TFD_TIMER_* of timerfd_settime(2) */
+	uint64_t ticks;       /* expirations that have not been read */
+	int64_t value_ns, interval_ns;
+};
+
+struct signalfd_ref {
+	uint64_t mask; /* what it takes */
+};
+
+struct epoll_item {
+	int64_t fd;  /* the number by which it was added */
+	int64_t ofd; /* index */
+	uint64_t events, data;
+};
+
+struct epoll_ref {
+	struct epoll_item *items;
+	size_t nitems;
+};
+
+struct inotify_watch {
+	int64_t wd;
+	uint64_t mask;
+	char *path;
+};
+
+struct inotify_ref {
+	struct inotify_watch *watches;
+	size_t nwatches;
+};
+
+struct pidfd_ref {
+	int64_t pid;   /* 0: of a process that is no more */
+};
+
+/* A message in the queue of a socket; of a stream, all of it up to one with fds. */
+struct packet {
+	struct bytes data;
+	int64_t *ofds; /* SCM_RIGHTS: indices */
+	size_t nofds;
+};
+
+struct socket_option {
+	int64_t level, name;
+	struct bytes value;
+};
+
+enum socket_state { SOCKET_OPEN, SOCKET_LISTENING, SOCKET_CONNECTED };
+
+struct socket_ref {
+	uint64_t id; /* its inode, where it was */
+	int64_t family, type, protocol;
+	int64_t state;      /* enum socket_state */
+	struct bytes local; /* struct sockaddr, empty: not bound */
+	struct bytes remote;
+	int64_t peer;       /* socket of the image that it is connected to, or -1 */
+	bool accepted;      /* it was the other one that called connect(2) */
+	bool waiting;       /* nobody has accepted it yet */
+	uint64_t mode;      /* of the file that it is bound to; 0: it has been removed */
+	char *dir;          /* where its path begins, if that is relative */
+	int64_t backlog;
+	uint64_t shutdown;  /* 1: reads, 2: writes */
+	struct packet *queue; /* not yet read */
+	size_t nqueue;
+	struct socket_option *options;
+	size_t noptions;
 };
 
 /* What tasks share. */
@@ -238,6 +316,20 @@ struct objects {
 	size_t nofds;
 	struct pipe_ref *pipes;
 	size_t npipes;
+	struct eventfd_ref *eventfds;
+	size_t neventfds;
+	struct timerfd_ref *timerfds;
+	size_t ntimerfds;
+	struct signalfd_ref *signalfds;
+	size_t nsignalfds;
+	struct epoll_ref *epolls;
+	size_t nepolls;
+	struct inotify_ref *inotifies;
+	size_t ninotifies;
+	struct pidfd_ref *pidfds;
+	size_t npidfds;
+	struct socket_ref *sockets;
+	size_t nsockets;
 };
 
 struct image_end {

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <netinet/in.h>
+#include <sys/un.h>
 
 #include "kind.h"
 
@@ -128,8 +130,40 @@ check_vdso(const struct task *t, char why[128])
 	return 0;
 }
 
+/* How many of what the ref of this kind counts, or -1 where it has none. */
+static int64_t
+list_length(const struct objects *o, int64_t kind)
+{
+	switch (kind) {
+	case KIND_reg:
+	case KIND_dir:
+	case KIND_gone:
+		return (int64_t)o->nfiles;
+	case KIND_pipe:
+	case KIND_fifo:
+		return (int64_t)o->npipes;
+	case KIND_eventfd:
+		return (int64_t)o->neventfds;
+	case KIND_timerfd:
+		return (int64_t)o->ntimerfds;
+	case KIND_signalfd:
+		return (int64_t)o->nsignalfds;
+	case KIND_epoll:
+		return (int64_t)o->nepolls;
+	case KIND_inotify:
+		return (int64_t)o->ninotifies;
+	case KIND_pidfd:
+		return (int64_t)o->npidfds;
+	case KIND_unix:
+	case KIND_inet:
+		return (int64_t)o->nsockets;
+	default:
+		return -1;
+	}
+}
+
 static int
-check_objects(const struct objects *o, char why[128])
+check_files(const struct objects *o, char why[128])
 {
 	for (size_t i = 0; i < o->nfiles; i++) {
 		const struct file_ref *f = &o->files[i];
@@ -138,24 +172,134 @@ check_objects(const struct objects *o, char why[128])
 			return bad(why, "objects.files[%zu]: not an absolute path", i);
 		if (f->gone && f->member == NULL)
 			return bad(why, "objects.files[%zu]: neither here nor there", i);
+		if (f->size > INT64_MAX - PAGE_BYTES)
+			return bad(why, "objects.files[%zu]: too large", i);
 	}
+	return 0;
+}
+
+static int
+check_ofds(const struct objects *o, char why[128])
+{
 	for (size_t i = 0; i < o->nofds; i++) {
 		const struct ofd *d = &o->ofds[i];
-		bool file = d->kind == KIND_reg || d->kind == KIND_dir;
+		int64_t n = list_length(o, d->kind);
 
 		if (d->kind < 0 || d->kind >= KIND_unknown)
 			return bad(why, "objects.ofds[%zu]: unknown kind", i);
-		if (file ? d->ref < 0 || d->ref >= (int64_t)o->nfiles : d->path == NULL)
+		if (n >= 0 ? d->ref < 0 || d->ref >= n : d->path == NULL)
 			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
-		if (d->kind == KIND_pipe && (d->ref < 0 || d->ref >= (int64_t)o->npipes))
+		if (d->kind == KIND_gone && o->files[d->ref].member == NULL)
 			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
+		if (d->kind == KIND_unix ? o->sockets[d->ref].family != AF_UNIX
+					 : d->kind == KIND_inet && o->sockets[d->ref].family == AF_UNIX)
+			return bad(why, "objects.ofds[%zu]: refers to another family", i);
 		if (d->flags > UINT32_MAX || d->pos < 0)
 			return bad(why, "objects.ofds[%zu]: out of range", i);
 	}
-	for (size_t i = 0; i < o->npipes; i++)
-		if (o->pipes[i].size > INT32_MAX || o->pipes[i].data.n > o->pipes[i].size)
-			return bad(why, "objects.pipes[%zu]: holds more than it can", i);
 	return 0;
+}
+
+static int
+check_waits(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->nepolls; i++)
+		for (size_t k = 0; k < o->epolls[i].nitems; k++) {
+			const struct epoll_item *item = &o->epolls[i].items[k];
+
+			if (item->fd < 0 || item->fd > MODEL_FD_MAX || item->ofd < 0 || item->ofd >= (int64_t)o->nofds)
+				return bad(why, "objects.epolls[%zu]: refers to nothing", i);
+		}
+	for (size_t i = 0; i < o->ninotifies; i++)
+		for (size_t k = 0; k < o->inotifies[i].nwatches; k++) {
+			const struct inotify_watch *w = &o->inotifies[i].watches[k];
+
+			if (w->path == NULL || w->path[0] != '/' || w->wd < 1 || w->wd > INT32_MAX)
+				return bad(why, "objects.inotifies[%zu]: malformed", i);
+		}
+	for (size_t i = 0; i < o->ntimerfds; i++)
+		if (o->timerfds[i].value_ns < 0 || o->timerfds[i].interval_ns < 0 ||
+		    o->timerfds[i].value_ns > INT64_MAX / 2 || o->timerfds[i].clock < 0 || o->timerfds[i].clock > 15)
+			return bad(why, "objects.timerfds[%zu]: malformed", i);
+	for (size_t i = 0; i < o->npidfds; i++)
+		if (o->pidfds[i].pid != 0 && !is_pid(o->pidfds[i].pid))
+			return bad(why, "objects.pidfds[%zu]: not a process ID", i);
+	return 0;
+}
+
+/* An address of the family that it is said to be. */
+static bool
+is_address(const struct bytes *b, int64_t family)
+{
+	size_t least = family == AF_UNIX ? 2 : family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+	size_t most = family == AF_UNIX ? sizeof(struct sockaddr_un) : least;
+	sa_family_t f;
+
+	if (b->n == 0)
+		return true;
+	if (b->n < least || b->n > most)
+		return false;
+	memcpy(&f, b->p, sizeof(f));
+	return f == family;
+}
+
+static bool
+are_packets(const struct objects *o, const struct socket_ref *s)
+{
+	for (size_t i = 0; i < s->nqueue; i++) {
+		if (s->queue[i].nofds > 253 /* SCM_MAX_FD */)
+			return false;
+		for (size_t k = 0; k < s->queue[i].nofds; k++)
+			if (s->queue[i].ofds[k] < 0 || s->queue[i].ofds[k] >= (int64_t)o->nofds)
+				return false;
+	}
+	return true;
+}
+
+static int
+check_socket(const struct objects *o, size_t i, char why[128])
+{
+	const struct socket_ref *s = &o->sockets[i], *peer;
+	bool inet = s->family == AF_INET || s->family == AF_INET6;
+
+	if ((!inet && s->family != AF_UNIX) || s->state < SOCKET_OPEN || s->state > SOCKET_CONNECTED ||
+	    (s->type != SOCK_STREAM && s->type != SOCK_DGRAM && (inet || s->type != SOCK_SEQPACKET)))
+		return bad(why, "objects.sockets[%zu]: unknown kind", i);
+	if (!is_address(&s->local, s->family) || !is_address(&s->remote, s->family) || s->backlog < 0 ||
+	    s->backlog > INT32_MAX || s->shutdown > 3 || (s->dir != NULL && s->dir[0] != '/') || !are_packets(o, s))
+		return bad(why, "objects.sockets[%zu]: malformed", i);
+	for (size_t k = 0; k < s->noptions; k++)
+		if (s->options[k].value.n > 16)
+			return bad(why, "objects.sockets[%zu]: an option is too long", i);
+	if (s->peer < -1 || s->peer >= (int64_t)o->nsockets || s->peer == (int64_t)i)
+		return bad(why, "objects.sockets[%zu]: refers to nothing", i);
+	if (s->peer < 0)
+		return inet && s->type == SOCK_STREAM && s->state == SOCKET_CONNECTED
+		    ? bad(why, "objects.sockets[%zu]: connected to nothing", i) : 0;
+	peer = &o->sockets[s->peer];
+	if (s->state == SOCKET_CONNECTED && (s->type != SOCK_DGRAM || s->remote.n == 0) &&
+	    (peer->peer != (int64_t)i || peer->state != SOCKET_CONNECTED || peer->type != s->type ||
+		(peer->family == AF_UNIX) == inet))
+		return bad(why, "objects.sockets[%zu]: its peer is another one's", i);
+	return 0;
+}
+
+static int
+check_objects(const struct objects *o, char why[128])
+{
+	int err = check_files(o, why);
+
+	for (size_t i = 0; i < o->nsockets && err == 0; i++)
+		err = check_socket(o, i, why);
+	if (err == 0)
+		err = check_ofds(o, why);
+	if (err == 0)
+		err = check_waits(o, why);
+	for (size_t i = 0; i < o->npipes && err == 0; i++)
+		if (o->pipes[i].size > INT32_MAX || o->pipes[i].data.n > o->pipes[i].size ||
+		    (o->pipes[i].path != NULL && o->pipes[i].path[0] != '/'))
+			err = bad(why, "objects.pipes[%zu]: holds more than it can", i);
+	return err;
 }
 
 static bool

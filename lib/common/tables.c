@@ -45,7 +45,7 @@ RECORD(header, image_header, header_fields);
 static const struct field file_fields[] = {
     STR(file_ref, path), UINT(file_ref, size), UINT(file_ref, mode), INT(file_ref, mtime_ns),
     STR(file_ref, build_id), STR(file_ref, hash), STR(file_ref, sample),
-    STR(file_ref, member), BOOL(file_ref, gone), BOOL(file_ref, partial),
+    STR(file_ref, member), BOOL(file_ref, gone), BOOL(file_ref, partial), HEX(file_ref, seals),
 };
 static RECORD(file, file_ref, file_fields);
 
@@ -60,13 +60,64 @@ static const struct field ofd_fields[] = {
 static RECORD(ofd, ofd, ofd_fields);
 
 static const struct field pipe_fields[] = {
-    UINT(pipe_ref, id), UINT(pipe_ref, size), BYTES(pipe_ref, data),
+    UINT(pipe_ref, id), STR(pipe_ref, path), UINT(pipe_ref, size), BYTES(pipe_ref, data),
 };
 static RECORD(pipe, pipe_ref, pipe_fields);
+
+static const struct field eventfd_fields[] = {HEX(eventfd_ref, count), BOOL(eventfd_ref, semaphore)};
+static RECORD(eventfd, eventfd_ref, eventfd_fields);
+
+static const struct field timerfd_fields[] = {
+    INT(timerfd_ref, clock), INT(timerfd_ref, flags), UINT(timerfd_ref, ticks), INT(timerfd_ref, value_ns),
+    INT(timerfd_ref, interval_ns),
+};
+static RECORD(timerfd, timerfd_ref, timerfd_fields);
+
+static const struct field signalfd_fields[] = {HEX(signalfd_ref, mask)};
+static RECORD(signalfd, signalfd_ref, signalfd_fields);
+
+static const struct field item_fields[] = {
+    INT(epoll_item, fd), INT(epoll_item, ofd), HEX(epoll_item, events), HEX(epoll_item, data),
+};
+static RECORD(item, epoll_item, item_fields);
+
+static const struct field epoll_fields[] = {LIST(epoll_ref, items, record_item)};
+static RECORD(epoll, epoll_ref, epoll_fields);
+
+static const struct field watch_fields[] = {
+    INT(inotify_watch, wd), HEX(inotify_watch, mask), STR(inotify_watch, path),
+};
+static RECORD(watch, inotify_watch, watch_fields);
+
+static const struct field inotify_fields[] = {LIST(inotify_ref, watches, record_watch)};
+static RECORD(inotify, inotify_ref, inotify_fields);
+
+static const struct field pidfd_fields[] = {INT(pidfd_ref, pid)};
+static RECORD(pidfd, pidfd_ref, pidfd_fields);
+
+static const struct field packet_fields[] = {BYTES(packet, data), INTS(packet, ofds)};
+static RECORD(packet, packet, packet_fields);
+
+static const struct field option_fields[] = {
+    INT(socket_option, level), INT(socket_option, name), BYTES(socket_option, value),
+};
+static RECORD(option, socket_option, option_fields);
+
+static const struct field socket_fields[] = {
+    UINT(socket_ref, id), INT(socket_ref, family), INT(socket_ref, type), INT(socket_ref, protocol),
+    INT(socket_ref, state), BYTES(socket_ref, local), BYTES(socket_ref, remote), INT(socket_ref, peer),
+    BOOL(socket_ref, accepted), BOOL(socket_ref, waiting), UINT(socket_ref, mode), STR(socket_ref, dir), INT(socket_ref, backlog), UINT(socket_ref, shutdown),
+    LIST(socket_ref, queue, record_packet), LIST(socket_ref, options, record_option),
+};
+static RECORD(socket, socket_ref, socket_fields);
 
 static const struct field objects_fields[] = {
     LIST(objects, files, record_file), LIST(objects, shms, record_shm),
     LIST(objects, ofds, record_ofd), LIST(objects, pipes, record_pipe),
+    LIST(objects, eventfds, record_eventfd), LIST(objects, timerfds, record_timerfd),
+    LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
+    LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
+    LIST(objects, sockets, record_socket),
 };
 RECORD(objects, objects, objects_fields);
 

@@ -30,6 +30,6 @@ void die(const char *what);
 	} while (0)
 
 extern const struct maker memory_makers[], signal_makers[], file_makers[], thread_makers[],
-    process_makers[], tree_makers[];
+    process_makers[], tree_makers[], object_makers[];
 
 #endif

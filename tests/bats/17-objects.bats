@@ -1,0 +1,34 @@
+#!/usr/bin/env bats
+# Each kind of kernel object: through a file to a new process, and that once more through a pipe.
+
+load common
+
+@test "eventfd: counts and semaphores" { roundtrip eventfd; }
+@test "timerfd: relative, absolute, expired" { roundtrip timerfd; }
+@test "signalfd" { roundtrip signalfd; }
+@test "epoll: nested, edge-triggered, fired once, under a number that is closed" { roundtrip epoll; }
+@test "inotify: watches with their numbers" { roundtrip inotify; }
+@test "pidfd: of itself, of a process that is no more" { roundtrip pidfd; }
+@test "memfd: content, mapping, seals" { roundtrip memfd; }
+@test "files without a name: deleted, sparse, O_TMPFILE" { roundtrip unnamed; }
+@test "a FIFO and what is in it" { roundtrip fifo; }
+@test "socketpairs: stream, datagram, seqpacket; queues; shut down; closed at the other end" { roundtrip socketpair; }
+@test "open files on their way through a socket" { roundtrip scm; }
+@test "Unix sockets with names: listening, connected, datagrams" { roundtrip local-server; }
+@test "TCP and UDP: listening, bound, connected to itself" { roundtrip inet; }
+@test "a TCP connection with both ends inside" {
+	start_victim tcp-pair
+	for _ in 1 2; do # the original has the addresses as long as it lives: by files
+		ckpt -p "$PID" -o image
+		restart_as_new image
+		check_victim "$NEW"
+		PID=$NEW
+	done
+	run -71 bash -c "ckpt -p $PID | restart -d -"
+	[[ $output == *"the original has it until it ends"* ]]
+	check_victim "$PID"
+}
+@test "all of it at once, shared with children" {
+	roundtrip eventfd timerfd signalfd epoll inotify pidfd memfd unnamed fifo socketpair scm local-server \
+		inet children forked
+}

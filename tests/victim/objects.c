@@ -1,0 +1,688 @@
+/* Kernel objects behind fds. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "victim.h"
+
+static int
+must(int r, const char *what)
+{
+	if (r < 0)
+		die(what);
+	return r;
+}
+
+/* fd is ready for reading, at once. */
+static int
+readable(int fd)
+{
+	struct pollfd p = {fd, POLLIN, 0};
+
+	return poll(&p, 1, 0) > 0 && (p.revents & POLLIN);
+}
+
+/* --- eventfd, timerfd, signalfd */
+
+static int counter, semaphore;
+
+static void
+eventfd_make(void)
+{
+	counter = must(eventfd(0, EFD_NONBLOCK), "eventfd");
+	semaphore = must(eventfd(3, EFD_SEMAPHORE | EFD_CLOEXEC), "eventfd");
+	eventfd_write(counter, 0x123456789abcULL);
+}
+
+static void
+eventfd_check(void)
+{
+	eventfd_t v = 0;
+
+	SAME(eventfd_read(counter, &v), 0);
+	SAME(v, 0x123456789abcULL);
+	SAME(eventfd_read(counter, &v), -1);
+	eventfd_write(counter, 0x123456789abcULL);
+	SAME(eventfd_read(semaphore, &v), 0);
+	SAME(v, 1);
+	eventfd_write(semaphore, 1);
+	SAME(fcntl(semaphore, F_GETFD), FD_CLOEXEC);
+	SAME(fcntl(counter, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+}
+
+static int relative, absolute, expired;
+static struct timespec due;
+
+static void
+timerfd_make(void)
+{
+	struct itimerspec v = {{100, 0}, {1000, 0}};
+
+	relative = must(timerfd_create(CLOCK_MONOTONIC, 0), "timerfd");
+	timerfd_settime(relative, 0, &v, NULL);
+	absolute = must(timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK), "timerfd");
+	clock_gettime(CLOCK_REALTIME, &due);
+	due.tv_sec += 5000;
+	due.tv_nsec = 999999999;
+	v = (struct itimerspec){{0, 0}, due};
+	timerfd_settime(absolute, TFD_TIMER_ABSTIME, &v, NULL);
+	expired = must(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), "timerfd");
+	v = (struct itimerspec){{0, 0}, {0, 1}};
+	timerfd_settime(expired, 0, &v, NULL);
+	while (!readable(expired))
+		;
+}
+
+static void
+timerfd_check(void)
+{
+	struct itimerspec v;
+	struct timespec now;
+	double left;
+
+	timerfd_gettime(relative, &v);
+	if (v.it_value.tv_sec > 1000 || v.it_value.tv_sec < 900)
+		differs("timerfd: %ld s left, not about 1000", (long)v.it_value.tv_sec);
+	SAME(v.it_interval.tv_sec, 100);
+	timerfd_gettime(absolute, &v);
+	clock_gettime(CLOCK_REALTIME, &now);
+	left = (double)(due.tv_sec - now.tv_sec) + (double)(due.tv_nsec - now.tv_nsec) / 1e9;
+	left -= (double)v.it_value.tv_sec + (double)v.it_value.tv_nsec / 1e9;
+	if (left > 0.2 || left < -0.2)
+		differs("timerfd: due %f s off", left);
+	SAME(readable(expired), 1);
+	SAME(readable(relative), 0);
+}
+
+static int sigs;
+
+static void
+signalfd_make(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGRTMIN + 3);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	sigs = must(signalfd(-1, &set, SFD_NONBLOCK), "signalfd");
+	sigqueue(getpid(), SIGRTMIN + 3, (union sigval){.sival_int = 42});
+}
+
+static void
+signalfd_check(void)
+{
+	struct signalfd_siginfo si = {0};
+
+	SAME(read(sigs, &si, sizeof(si)), sizeof(si));
+	SAME(si.ssi_signo, SIGRTMIN + 3);
+	SAME(si.ssi_int, 42);
+	SAME(read(sigs, &si, sizeof(si)), -1);
+	sigqueue(getpid(), SIGRTMIN + 3, (union sigval){.sival_int = 42});
+}
+
+/* --- epoll */
+
+static int set, inner_set, ready, idle[2], once;
+
+static void
+add(int ep, int fd, uint32_t events, uint64_t data)
+{
+	struct epoll_event ev = {.events = events, .data.u64 = data};
+
+	must(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev), "epoll_ctl");
+}
+
+static void
+epoll_make(void)
+{
+	int other;
+	struct epoll_event ev;
+
+	set = must(epoll_create1(EPOLL_CLOEXEC), "epoll");
+	inner_set = must(epoll_create1(0), "epoll");
+	ready = must(eventfd(7, EFD_NONBLOCK), "eventfd");
+	must(pipe(idle), "pipe");
+	once = must(eventfd(1, EFD_NONBLOCK), "eventfd");
+	add(set, ready, EPOLLIN, 0x1111222233334444ULL);
+	add(set, idle[0], EPOLLIN | EPOLLET, 2);
+	add(inner_set, ready, EPOLLIN, 5);
+	add(set, inner_set, EPOLLIN, 3);
+	/* By a number that is closed since; the object lives on under another. */
+	other = must(fcntl(ready, F_DUPFD, 300), "dup");
+	add(set, other, EPOLLIN, 4);
+	close(other);
+	/* Fired, and not armed again. */
+	add(set, once, EPOLLIN | EPOLLONESHOT, 6);
+	for (int i = 0; i < 8; i++)
+		if (epoll_wait(set, &ev, 1, 0) == 1 && ev.data.u64 == 6)
+			break;
+}
+
+static void
+epoll_check(void)
+{
+	struct epoll_event ev[16];
+	int n = epoll_wait(set, ev, 16, 0);
+	uint64_t seen = 0;
+
+	SAME(n, 3);
+	for (int i = 0; i < n; i++)
+		seen |= ev[i].data.u64 == 0x1111222233334444ULL ? 1 : 1ULL << ev[i].data.u64;
+	SAME(seen, 1 | 1 << 3 | 1 << 4);
+	if (write(idle[1], "x", 1) != 1)
+		die("pipe");
+	n = epoll_wait(set, ev, 16, 0);
+	SAME(n, 4);
+	n = epoll_wait(set, ev, 16, 0);
+	SAME(n, 3); /* edge-triggered */
+	if (read(idle[0], ev, 1) != 1)
+		die("pipe");
+	/* The kernel knows the item by its number. */
+	ev[0] = (struct epoll_event){.events = EPOLLIN, .data.u64 = 0x1111222233334444ULL};
+	SAME(epoll_ctl(set, EPOLL_CTL_MOD, ready, &ev[0]), 0);
+	SAME(epoll_ctl(set, EPOLL_CTL_MOD, idle[1], &ev[0]), -1);
+}
+
+/* --- inotify, pidfd */
+
+static int watch, wd_dir, wd_file;
+
+static void
+touch(const char *path)
+{
+	close(must(open(path, O_CREAT | O_WRONLY, 0600), path));
+}
+
+static void
+inotify_make(void)
+{
+	mkdir("watched", 0700);
+	touch("watched/file");
+	watch = must(inotify_init1(IN_NONBLOCK), "inotify");
+	inotify_rm_watch(watch, inotify_add_watch(watch, "watched", IN_CREATE));
+	wd_dir = must(inotify_add_watch(watch, "watched", IN_CREATE | IN_DELETE), "inotify");
+	wd_file = must(inotify_add_watch(watch, "watched/file", IN_MODIFY), "inotify");
+	for (char buf[512]; read(watch, buf, sizeof(buf)) > 0;)
+		;
+}
+
+static void
+inotify_check(void)
+{
+	char buf[1024] __attribute__((aligned(8)));
+	struct inotify_event *e = (void *)buf;
+
+	SAME(read(watch, buf, sizeof(buf)), -1);
+	touch("watched/new");
+	unlink("watched/new");
+	if (read(watch, buf, sizeof(buf)) <= 0)
+		differs("inotify: no event");
+	SAME(e->wd, wd_dir);
+	SAME(e->mask, IN_CREATE);
+	SAME(inotify_add_watch(watch, "watched/file", IN_MODIFY), wd_file);
+}
+
+static int own_handle, dead_handle;
+
+static void
+pidfd_make(void)
+{
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(0);
+	own_handle = must((int)syscall(SYS_pidfd_open, getpid(), 0), "pidfd");
+	dead_handle = must((int)syscall(SYS_pidfd_open, pid, 0), "pidfd");
+	while (!readable(dead_handle))
+		;
+	syscall(SYS_wait4, pid, NULL, 0, NULL);
+}
+
+static void
+pidfd_check(void)
+{
+	SAME(syscall(SYS_pidfd_send_signal, own_handle, 0, NULL, 0), 0);
+	SAME(readable(own_handle), 0);
+	SAME(syscall(SYS_pidfd_send_signal, dead_handle, 0, NULL, 0), -1);
+	SAME(errno, ESRCH);
+	SAME(fcntl(own_handle, F_GETFD), FD_CLOEXEC);
+}
+
+/* --- files without a name */
+
+static int memory, sealed;
+static char *window;
+
+static void
+memfd_make(void)
+{
+	memory = must(memfd_create("growing", MFD_ALLOW_SEALING), "memfd");
+	must(ftruncate(memory, 5 << 20), "ftruncate");
+	window = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 1 << 20);
+	if (window == MAP_FAILED)
+		die("mmap");
+	strcpy(window + 5000, "through the mapping");
+	must((int)pwrite(memory, "through the fd", 14, (3 << 20) + 1), "pwrite");
+	must(fcntl(memory, F_ADD_SEALS, F_SEAL_GROW), "seal");
+	lseek(memory, 4711, SEEK_SET);
+	sealed = must(memfd_create("sealed", MFD_ALLOW_SEALING | MFD_CLOEXEC), "memfd");
+	must((int)write(sealed, "for ever", 8), "write");
+	must(fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL), "seal");
+}
+
+static void
+memfd_check(void)
+{
+	char text[20] = "";
+	struct stat st;
+
+	fstat(memory, &st);
+	SAME(st.st_size, 5 << 20);
+	SAME(strcmp(window + 5000, "through the mapping"), 0);
+	pread(memory, text, 19, (1 << 20) + 5000);
+	SAME(memcmp(text, "through the mapping", 19), 0);
+	pread(memory, text, 14, (3 << 20) + 1);
+	SAME(memcmp(text, "through the fd", 14), 0);
+	window[7]++;
+	pread(memory, text, 1, (1 << 20) + 7);
+	SAME(text[0], window[7]);
+	SAME(fcntl(memory, F_GET_SEALS), F_SEAL_GROW);
+	SAME(lseek(memory, 0, SEEK_CUR), 4711);
+	SAME(fcntl(sealed, F_GET_SEALS), F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
+	SAME(pwrite(sealed, "x", 1, 0), -1);
+	memset(text, 0, sizeof(text));
+	pread(sealed, text, 8, 0);
+	SAME(strcmp(text, "for ever"), 0);
+}
+
+static int deleted, deleted_too, nameless;
+
+static void
+unnamed_make(void)
+{
+	deleted = must(open("deleted", O_RDWR | O_CREAT | O_APPEND, 0640), "deleted");
+	must((int)write(deleted, "still here", 10), "write");
+	must(ftruncate(deleted, 3LL << 30), "ftruncate");
+	deleted_too = must(open("deleted", O_RDONLY), "deleted");
+	unlink("deleted");
+	nameless = must(open(".", O_TMPFILE | O_RDWR, 0600), "O_TMPFILE");
+	must((int)write(nameless, "never had one", 13), "write");
+}
+
+static void
+unnamed_check(void)
+{
+	char text[16] = "";
+	struct stat st, too;
+
+	fstat(deleted, &st);
+	fstat(deleted_too, &too);
+	SAME(st.st_size, 3LL << 30);
+	SAME(st.st_ino, too.st_ino);
+	SAME(st.st_nlink, 0);
+	SAME(st.st_mode & 0777, 0640);
+	if (st.st_blocks > 100000)
+		differs("a sparse file has become %ld blocks", (long)st.st_blocks);
+	pread(deleted_too, text, 10, 0);
+	SAME(strcmp(text, "still here"), 0);
+	SAME(fcntl(deleted, F_GETFL) & O_APPEND, O_APPEND);
+	memset(text, 0, sizeof(text));
+	pread(nameless, text, 13, 0);
+	SAME(strcmp(text, "never had one"), 0);
+	SAME(lseek(nameless, 0, SEEK_CUR), 13);
+}
+
+static int fifo_in, fifo_out;
+
+static void
+fifo_make(void)
+{
+	mkfifo("fifo", 0600);
+	fifo_in = must(open("fifo", O_RDONLY | O_NONBLOCK), "fifo");
+	fifo_out = must(open("fifo", O_WRONLY), "fifo");
+	must((int)write(fifo_out, "in the fifo", 11), "write");
+}
+
+static void
+fifo_check(void)
+{
+	char text[32] = "";
+
+	SAME(read(fifo_in, text, sizeof(text)), 11);
+	SAME(memcmp(text, "in the fifo", 11), 0);
+	SAME(read(fifo_in, text, sizeof(text)), -1);
+	must((int)write(fifo_out, "in the fifo", 11), "write");
+}
+
+/* --- Unix sockets */
+
+static int pairs[3][2];
+static const int types[3] = {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET};
+
+static void
+say(int fd, const char *text)
+{
+	must((int)send(fd, text, strlen(text), 0), "send");
+}
+
+static void
+hear(int fd, const char *want)
+{
+	char text[64] = "";
+	ssize_t n = recv(fd, text, strlen(want), MSG_DONTWAIT);
+
+	if (n != (ssize_t)strlen(want) || strcmp(text, want) != 0)
+		differs("socket: got \"%s\", not \"%s\"", text, want);
+}
+
+static int half[2], lonely;
+
+static void
+socketpair_make(void)
+{
+	int gone[2], on = 1;
+
+	for (int i = 0; i < 3; i++) {
+		must(socketpair(AF_UNIX, types[i] | (i == 1 ? SOCK_NONBLOCK : 0), 0, pairs[i]), "socketpair");
+		say(pairs[i][0], "first");
+		say(pairs[i][0], "second");
+		say(pairs[i][1], "back");
+	}
+	setsockopt(pairs[0][0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, half), "socketpair");
+	say(half[0], "last words");
+	shutdown(half[0], SHUT_WR);
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, gone), "socketpair");
+	say(gone[0], "from the grave");
+	close(gone[0]);
+	lonely = gone[1];
+}
+
+static void
+socketpair_check(void)
+{
+	static int rounds;
+	char c;
+	int on = 0;
+	socklen_t n = sizeof(on);
+
+	for (int i = 0; i < 3; i++) {
+		hear(pairs[i][1], "first");
+		hear(pairs[i][1], "second");
+		hear(pairs[i][0], "back");
+		SAME(recv(pairs[i][1], &c, 1, MSG_DONTWAIT), -1);
+		say(pairs[i][0], "first");
+		say(pairs[i][0], "second");
+		say(pairs[i][1], "back");
+	}
+	SAME(fcntl(pairs[1][0], F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+	getsockopt(pairs[0][0], SOL_SOCKET, SO_PASSCRED, &on, &n);
+	SAME(on, 1);
+	if (rounds++ == 1) { /* once moved */
+		hear(half[1], "last words");
+		hear(lonely, "from the grave");
+	}
+	if (rounds > 1) {
+		SAME(recv(half[1], &c, 1, MSG_DONTWAIT), 0);
+		SAME(recv(lonely, &c, 1, MSG_DONTWAIT), 0);
+	}
+	SAME(send(half[0], "x", 1, MSG_NOSIGNAL), -1);
+}
+
+static int carrier[2], rider;
+
+static void
+send_fds(int fd, const int *fds, int n)
+{
+	char control[CMSG_SPACE(4 * sizeof(int))] = {0};
+	struct iovec iov = {"f", 1};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+	    .msg_controllen = CMSG_SPACE((size_t)n * sizeof(int))};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN((size_t)n * sizeof(int));
+	memcpy(CMSG_DATA(c), fds, (size_t)n * sizeof(int));
+	must((int)sendmsg(fd, &m, 0), "sendmsg");
+}
+
+static int
+receive_fds(int fd, int fds[4])
+{
+	char control[CMSG_SPACE(4 * sizeof(int))], text[64];
+	struct iovec iov = {text, sizeof(text)};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	struct cmsghdr *c;
+	ssize_t n = recvmsg(fd, &m, MSG_DONTWAIT);
+
+	c = CMSG_FIRSTHDR(&m);
+	if (n != 7 || memcmp(text, "beforef", 7) != 0 || c == NULL)
+		return 0;
+	memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+	return (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+}
+
+/* An open file on its way: one that is open here too, one that only the message has, and the socket itself. */
+static void
+scm_make(void)
+{
+	int fds[3];
+
+	must(socketpair(AF_UNIX, SOCK_STREAM, 0, carrier), "socketpair");
+	rider = must(eventfd(3, EFD_NONBLOCK), "eventfd");
+	fds[0] = rider;
+	fds[1] = must(eventfd(9, EFD_NONBLOCK), "eventfd");
+	fds[2] = carrier[1];
+	say(carrier[0], "before");
+	send_fds(carrier[0], fds, 3);
+	say(carrier[0], "after");
+	close(fds[1]);
+}
+
+static void
+scm_check(void)
+{
+	int fds[4] = {-1, -1, -1, -1};
+	eventfd_t v = 0;
+
+	SAME(receive_fds(carrier[1], fds), 3);
+	hear(carrier[1], "after");
+	eventfd_read(fds[0], &v);
+	SAME(v, 3);
+	SAME(eventfd_read(rider, &v), -1);
+	eventfd_write(rider, 3);
+	eventfd_read(fds[1], &v);
+	SAME(v, 9);
+	eventfd_write(fds[1], 9);
+	say(carrier[0], "before");
+	fds[0] = rider;
+	send_fds(carrier[0], fds, 3);
+	say(carrier[0], "after");
+	close(fds[1]);
+	close(fds[2]);
+}
+
+static int listening, served, client, abstract_dgram, sender;
+
+static void
+local_make(void)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "server.sock"}, b = {.sun_family = AF_UNIX};
+
+	listening = must(socket(AF_UNIX, SOCK_STREAM, 0), "socket");
+	must(bind(listening, (struct sockaddr *)&a, sizeof(a)), "bind");
+	chmod("server.sock", 0640);
+	must(listen(listening, 17), "listen");
+	client = must(socket(AF_UNIX, SOCK_STREAM, 0), "socket");
+	must(connect(client, (struct sockaddr *)&a, sizeof(a)), "connect");
+	served = must(accept(listening, NULL, NULL), "accept");
+	say(client, "request");
+	snprintf(b.sun_path + 1, 40, "pms-victim-%d", (int)getpid());
+	abstract_dgram = must(socket(AF_UNIX, SOCK_DGRAM, 0), "socket");
+	must(bind(abstract_dgram, (struct sockaddr *)&b, sizeof(b)), "bind");
+	sender = must(socket(AF_UNIX, SOCK_DGRAM, 0), "socket");
+	must(connect(sender, (struct sockaddr *)&b, sizeof(b)), "connect");
+	say(sender, "one");
+	say(sender, "two");
+}
+
+static void
+local_check(void)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "server.sock"}, got;
+	socklen_t n = sizeof(got);
+	struct stat st;
+	int c, s;
+
+	hear(served, "request");
+	say(client, "request");
+	getpeername(client, (struct sockaddr *)&got, &n);
+	SAME(strcmp(got.sun_path, "server.sock"), 0);
+	c = socket(AF_UNIX, SOCK_STREAM, 0);
+	SAME(connect(c, (struct sockaddr *)&a, sizeof(a)), 0);
+	s = accept(listening, NULL, NULL);
+	say(c, "new");
+	hear(s, "new");
+	close(c);
+	close(s);
+	SAME(stat("server.sock", &st), 0);
+	SAME(st.st_mode & 0777, 0640);
+	hear(abstract_dgram, "one");
+	hear(abstract_dgram, "two");
+	say(sender, "one");
+	say(sender, "two");
+}
+
+/* --- TCP and UDP */
+
+static int tcp, tcp_client, tcp_served, udp, tcp6;
+static struct sockaddr_in tcp_at, udp_at;
+
+static void
+bind_any(int fd, struct sockaddr_in *a)
+{
+	socklen_t n = sizeof(*a);
+
+	*a = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	must(bind(fd, (struct sockaddr *)a, sizeof(*a)), "bind");
+	getsockname(fd, (struct sockaddr *)a, &n);
+}
+
+static void
+inet_make(void)
+{
+	int on = 1;
+
+	tcp = must(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), "socket");
+	setsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	setsockopt(tcp, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	bind_any(tcp, &tcp_at);
+	must(listen(tcp, 33), "listen");
+	udp = must(socket(AF_INET, SOCK_DGRAM, 0), "socket");
+	setsockopt(udp, SOL_SOCKET, SO_BROADCAST, &on, sizeof(on));
+	bind_any(udp, &udp_at);
+	must(connect(udp, (struct sockaddr *)&udp_at, sizeof(udp_at)), "connect");
+	tcp6 = must(socket(AF_INET6, SOCK_STREAM, 0), "socket");
+}
+
+static void
+inet_check(void)
+{
+	int on = 0, c, s;
+	socklen_t n = sizeof(on);
+	struct pollfd p = {tcp, POLLIN, 0};
+
+	getsockopt(tcp, SOL_SOCKET, SO_KEEPALIVE, &on, &n);
+	SAME(on, 1);
+	c = socket(AF_INET, SOCK_STREAM, 0);
+	SAME(connect(c, (struct sockaddr *)&tcp_at, sizeof(tcp_at)), 0);
+	poll(&p, 1, 5000);
+	s = accept(tcp, NULL, NULL);
+	say(c, "new");
+	p.fd = s;
+	poll(&p, 1, 5000);
+	hear(s, "new");
+	close(c);
+	close(s);
+	say(udp, "to myself");
+	p.fd = udp;
+	poll(&p, 1, 5000);
+	hear(udp, "to myself");
+	SAME(listen(tcp6, 1), 0);
+}
+
+static void
+tcp_pair_make(void)
+{
+	int on = 1;
+	struct pollfd p = {.events = POLLIN};
+
+	inet_make();
+	tcp_client = must(socket(AF_INET, SOCK_STREAM, 0), "socket");
+	setsockopt(tcp_client, IPPROTO_TCP, 1 /* TCP_NODELAY */, &on, sizeof(on));
+	must(connect(tcp_client, (struct sockaddr *)&tcp_at, sizeof(tcp_at)), "connect");
+	p.fd = tcp;
+	poll(&p, 1, 5000);
+	tcp_served = must(accept(tcp, NULL, NULL), "accept");
+	say(tcp_client, "request");
+	say(tcp_served, "answer");
+	p.fd = tcp_client;
+	poll(&p, 1, 5000);
+}
+
+static void
+tcp_pair_check(void)
+{
+	struct sockaddr_in a;
+	socklen_t n = sizeof(a);
+	struct pollfd p = {tcp_served, POLLIN, 0};
+	int on = 0;
+
+	inet_check();
+	poll(&p, 1, 5000);
+	hear(tcp_served, "request");
+	p.fd = tcp_client;
+	poll(&p, 1, 5000);
+	hear(tcp_client, "answer");
+	getpeername(tcp_client, (struct sockaddr *)&a, &n);
+	SAME(a.sin_port, tcp_at.sin_port);
+	n = sizeof(on);
+	getsockopt(tcp_client, IPPROTO_TCP, 1, &on, &n);
+	SAME(on, 1);
+	say(tcp_client, "request");
+	say(tcp_served, "answer");
+	p.fd = tcp_served;
+	poll(&p, 1, 5000);
+	p.fd = tcp_client;
+	poll(&p, 1, 5000);
+}
+
+const struct maker object_makers[] = {
+    {"eventfd", eventfd_make, eventfd_check}, {"timerfd", timerfd_make, timerfd_check},
+    {"signalfd", signalfd_make, signalfd_check}, {"epoll", epoll_make, epoll_check},
+    {"inotify", inotify_make, inotify_check}, {"pidfd", pidfd_make, pidfd_check},
+    {"memfd", memfd_make, memfd_check}, {"unnamed", unnamed_make, unnamed_check},
+    {"fifo", fifo_make, fifo_check}, {"socketpair", socketpair_make, socketpair_check},
+    {"scm", scm_make, scm_check}, {"local-server", local_make, local_check},
+    {"inet", inet_make, inet_check}, {"tcp-pair", tcp_pair_make, tcp_pair_check}, {0},
+};
