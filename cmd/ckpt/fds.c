@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "ckpt.h"
@@ -170,6 +172,18 @@ collect_fd(struct ckpt *c, struct member *who, struct held *h)
 }
 
 static int
+master_number(const struct held *h)
+{
+	struct kind_save s = {.pidfd = h->pidfd, .fd = h->fd};
+	int fd = kind_get_fd(&s), number = -1;
+
+	if (fd >= 0 && ioctl(fd, TIOCGPTN, &number) < 0)
+		number = -1;
+	close_fd(&fd);
+	return number;
+}
+
+static int
 hold(struct ckpt *c, const struct member *who, int fd)
 {
 	struct held *h = ARRAY_ADD(c->held, c->nheld);
@@ -190,7 +204,10 @@ hold(struct ckpt *c, const struct member *who, int fd)
 		return fail(-err, "pid %d: fd %d: %s", who->target.pid, fd, strerror(-err));
 	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .fd = fd,
 	    .dev = st.st_dev, .ino = st.st_ino, .pos = info.pos, .flags = info.flags & ~(uint64_t)O_CLOEXEC,
-	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .socket = S_ISSOCK(st.st_mode), .ofd = -1};
+	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .socket = S_ISSOCK(st.st_mode), .pty = S_ISCHR(st.st_mode) ? kind_pty_number(st.st_rdev) : -1,
+	    .ptmx = S_ISCHR(st.st_mode) && kind_is_ptmx(st.st_rdev), .ofd = -1};
+	if (h->ptmx)
+		h->pty = master_number(h);
 	free(link);
 	return 0;
 }
@@ -235,7 +252,7 @@ add_in_flight(struct ckpt *c, int fd)
 	if (h == NULL)
 		return -ENOMEM;
 	*h = (struct held){.pid = getpid(), .fd = fcntl(fd, F_DUPFD_CLOEXEC, 3), .pidfd = pidfd_open_(getpid()),
-	    .proc = proc_open(getpid()), .ofd = (int64_t)c->model.objects.nofds};
+	    .proc = proc_open(getpid()), .pty = -1, .ofd = (int64_t)c->model.objects.nofds};
 	s = save_of(c, h, object);
 	err = look_at(h, &s, &link);
 	if (err == 0)
@@ -300,6 +317,31 @@ collect_held(struct ckpt *c)
 	return err;
 }
 
+/* stat(5) has the kernel's old encoding: minor in bits 0 to 7 and 20 to 31. */
+static int
+tty_number(int tty)
+{
+	unsigned t = (unsigned)tty;
+
+	return kind_pty_number(makedev(t >> 8 & 0xfff, (t & 0xff) | (t >> 12 & 0xfff00)));
+}
+
+/* The controlling terminal of a session, where it is inside. */
+static void
+collect_tty(struct ckpt *c, const struct member *who)
+{
+	const struct proc_stat *st = &who->target.stat;
+	int number = tty_number(st->tty);
+
+	who->task->tty = -1;
+	for (size_t i = 0; i < c->model.objects.nptys && who->task->session_leader && number >= 0; i++)
+		if (c->model.objects.ptys[i].number == number)
+			who->task->tty = (int64_t)i;
+	for (size_t i = 0; who->task->tty >= 0 && i < c->nmembers; i++)
+		if (c->members[i]->target.stat.pgrp == st->foreground)
+			who->task->foreground = c->members[i]->task->pgid;
+}
+
 int
 collect_fds(struct ckpt *c)
 {
@@ -307,5 +349,7 @@ collect_fds(struct ckpt *c)
 
 	for (size_t i = 0; i < c->nheld && err == 0; i++)
 		err = collect_fd(c, tree_find(c, c->held[i].pid), &c->held[i]);
+	for (size_t i = 0; i < c->nmembers; i++)
+		collect_tty(c, c->members[i]);
 	return err < 0 ? err : finish_ofds(c);
 }

@@ -265,7 +265,6 @@ collect_task_outside(struct member *who)
 	struct task *t = who->task;
 	int64_t number;
 
-	t->set_controlling_tty = t->session_leader && tg->stat.tty != 0;
 	t->umask = st->umask;
 	t->stop_signal = tg->threads[0].stop_signal;
 	t->cpu_ns = (tg->stat.utime + tg->stat.stime) * (1000000000 / (uint64_t)sysconf(_SC_CLK_TCK));

@@ -339,7 +339,9 @@ open_ofds(struct restart *r)
 	l.pipes = calloc(o->npipes + 1, sizeof(*l.pipes));
 	l.sockets = no_fds(o->nsockets);
 	l.far = no_fds(o->nsockets);
-	if (lowest == NULL || l.pipes == NULL || l.sockets == NULL || l.far == NULL)
+	l.ptys = no_fds(o->nptys);
+	if (lowest == NULL || l.pipes == NULL || l.sockets == NULL || l.far == NULL ||
+	    l.ptys == NULL)
 		err = -ENOMEM;
 	for (size_t i = 0; err == 0 && i < o->npipes; i++)
 		l.pipes[i][0] = l.pipes[i][1] = -1;
@@ -355,7 +357,10 @@ open_ofds(struct restart *r)
 		if (l.far != NULL)
 			close_fd(&l.far[i]);
 	}
+	for (size_t i = 0; l.ptys != NULL && i < o->nptys; i++)
+		close_fd(&l.ptys[i]);
 	close_fd(&l.null);
+	free(l.ptys);
 	free(l.sockets);
 	free(l.far);
 	free(l.pipes);

@@ -3,11 +3,13 @@
  * and by whom, follows from the sessions; see ARCHITECTURE.md, "A restart".
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -49,8 +51,28 @@ birth_session(const struct restart *r, size_t i)
 	return ANY_SESSION;
 }
 
+/*
+ * Calls with the terminal of a session at fd 0, which is free while nothing but the stock is open. Returns the
+ * ofd of its master, or -1 where it has none.
+ */
+static int64_t
+add_terminal(struct script *s, const struct restart *r, const struct task *t)
+{
+	const struct objects *o = &r->model.objects;
+	size_t i = 0;
+
+	while (t->tty >= 0 && i < o->nofds && (o->ofds[i].kind != KIND_ptm || o->ofds[i].ref != t->tty))
+		i++;
+	if (t->tty < 0 || i == o->nofds)
+		return -1;
+	script_add(s, "terminal", SYS_close_range, 0, stock_fd(r, STOCK_FILES, 0) - 1, 0);
+	script_add(s, "terminal", SYS_ioctl, stock_fd(r, STOCK_OFDS, (int64_t)i), TIOCGPTPEER, O_RDWR | O_NOCTTY);
+	return (int64_t)i;
+}
+
+/* Before children are born, who have the terminal from it. */
 static int
-begin_session(struct built *b)
+begin_session(struct restart *r, struct built *b)
 {
 	struct script s = {0};
 
@@ -58,6 +80,31 @@ begin_session(struct built *b)
 		return 0;
 	b->session = b->task->pid;
 	script_add(&s, "session", SYS_setsid);
+	if (add_terminal(&s, r, b->task) >= 0) {
+		script_add(&s, "controlling terminal", SYS_ioctl, 0, TIOCSCTTY, 0);
+		script_add(&s, "terminal", SYS_close, 0);
+	}
+	return built_run(b, &s);
+}
+
+/* When its process groups are there: which of them is in the foreground. */
+static int
+set_foreground(struct restart *r, struct built *b)
+{
+	uint64_t ttou = 1ULL << (SIGTTOU - 1), none = 0;
+	int32_t group = (int32_t)b->task->foreground;
+	struct script s = {0};
+
+	if (!b->task->session_leader || group == 0 || add_terminal(&s, r, b->task) < 0)
+		return 0;
+	script_add(&s, "terminal", SYS_rt_sigprocmask, SIG_SETMASK, script_data(&s, &ttou, 8), 0, 8);
+	script_data_arg(&s, 1);
+	script_add(&s, "foreground process group", SYS_ioctl, 0, TIOCSPGRP, script_data(&s, &group, sizeof(group)));
+	script_data_arg(&s, 2);
+	script_may_fail(&s);
+	script_add(&s, "terminal", SYS_rt_sigprocmask, SIG_SETMASK, script_data(&s, &none, 8), 0, 8);
+	script_data_arg(&s, 1);
+	script_add(&s, "terminal", SYS_close, 0);
 	return built_run(b, &s);
 }
 
@@ -74,7 +121,7 @@ bear(struct restart *r, struct built *creator, struct built *b, bool as_sibling)
 	int err = build_clone(creator, b, t->pid, flags, as_sibling ? 0 : (int)t->exit_signal);
 
 	if (err == 0 && birth_session(r, (size_t)(b - r->built)) == ANY_SESSION)
-		err = begin_session(b);
+		err = begin_session(r, b);
 	return err;
 }
 
@@ -176,7 +223,7 @@ tree_children(struct restart *r, struct built *b)
 	int err = bear_children(r, b, BIRTH_EARLY);
 
 	if (err == 0)
-		err = begin_session(b);
+		err = begin_session(r, b);
 	if (err == 0)
 		err = bear_children(r, b, BIRTH_LATE);
 	return err < 0 ? err : bear_children(r, b, BIRTH_ELSEWHERE);
@@ -311,6 +358,9 @@ tree_finish(struct restart *r)
 {
 	int err = make_groups(r);
 
+	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
+			err = set_foreground(r, &r->built[i]);
 	for (size_t i = r->nhelpers; i-- > 0 && err == 0;)
 		err = end_helper(r->helpers[i]);
 	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -117,4 +118,32 @@ kind_still_there(const struct kind_save *s)
 	    st.st_ino == s->st.st_ino;
 	free(path);
 	return there;
+}
+
+/* Documentation/admin-guide/devices.txt: 136 to 143 are slaves, 5:2 is /dev/ptmx. */
+int
+kind_pty_number(dev_t rdev)
+{
+	return major(rdev) >= 136 && major(rdev) <= 143 ? (int)((major(rdev) - 136) * 256 + minor(rdev)) : -1;
+}
+
+bool
+kind_is_ptmx(dev_t rdev)
+{
+	return rdev == makedev(5, 2);
+}
+
+const struct held *
+kind_held_pty(const struct kind_save *s, bool master, int number)
+{
+	for (size_t i = 0; number >= 0 && i < s->nheld; i++)
+		if (s->held[i].pty == number && s->held[i].ptmx == master)
+			return &s->held[i];
+	return NULL;
+}
+
+bool
+kind_pty_inside(const struct kind_save *s)
+{
+	return S_ISCHR(s->st.st_mode) && kind_held_pty(s, true, kind_pty_number(s->st.st_rdev)) != NULL;
 }

@@ -24,6 +24,8 @@ struct held {
 	bool cloexec;
 	bool anon;      /* an inode that all such objects share */
 	bool socket;
+	bool ptmx;      /* master of a pseudoterminal */
+	int pty;        /* number of a pseudoterminal, for either end; -1 for everything else */
 	int64_t ofd;    /* index; -1 until it is known */
 };
 
@@ -89,6 +91,7 @@ struct kind_load {
 	int (*pipes)[2];     /* both ends of each pipe, -1 until it is made; the caller closes them */
 	int *sockets;        /* of each socket that is made, but not yet its ofd, else -1; the caller closes them */
 	int *far;            /* of each socket: where to send what it is to receive, or -1; likewise */
+	int *ptys;           /* of each pseudoterminal: the slave while it is filled, else -1; likewise */
 	int *fds;            /* of each ofd that is open, else -1 */
 	bool moved;          /* the original is there until END */
 	int null;            /* an fd of /dev/null */
@@ -174,6 +177,14 @@ bool kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *v
 
 /* The held fd with this inode and device, or NULL. */
 const struct held *kind_held(const struct kind_save *s, dev_t dev, ino_t ino);
+
+/* Number of a pseudoterminal by the device of its slave, or -1; and is a device the one for masters? */
+int kind_pty_number(dev_t rdev);
+bool kind_is_ptmx(dev_t rdev);
+/* The held master (or slave) of this number, or NULL. */
+const struct held *kind_held_pty(const struct kind_save *s, bool master, int number);
+/* A terminal with its master inside? */
+bool kind_pty_inside(const struct kind_save *s);
 
 /* Descriptor N of the process as one of ours (pidfd_getfd(2)). An fd, or a negative errno. Silent. */
 int kind_get_fd(const struct kind_save *s);

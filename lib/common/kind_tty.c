@@ -21,8 +21,7 @@ match(const struct kind_save *s)
 	bool tty;
 	int fd;
 
-	if (!S_ISCHR(s->st.st_mode) || strcmp(s->link, "/dev/ptmx") == 0 ||
-	    strcmp(s->link, "/dev/pts/ptmx") == 0)
+	if (!S_ISCHR(s->st.st_mode) || kind_is_ptmx(s->st.st_rdev) || kind_pty_inside(s))
 		return false;
 	fd = kind_get_fd(s);
 	tty = fd >= 0 && ioctl(fd, TCGETS2, &t) == 0;

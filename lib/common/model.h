@@ -189,7 +189,8 @@ struct task {
 	int64_t status;      /* as waitpid(2) gives it */
 	bool forked;         /* it shares pages with its parent: those of `inherits` */
 	bool session_leader, group_leader;
-	bool set_controlling_tty;
+	int64_t tty;        /* of a session leader: controlling terminal, in ptys; -1: none, or outside */
+	int64_t foreground; /* of a session leader: process group in the foreground there, or 0 */
 	char *comm, *cwd;
 	int64_t exe; /* file */
 	int64_t umask, stop_signal, oom_score_adj;
@@ -273,6 +274,15 @@ struct pidfd_ref {
 	int64_t pid;   /* 0: of a process that is no more */
 };
 
+/* A pseudoterminal with its master inside. */
+struct pty_ref {
+	int64_t number; /* of /dev/pts/N */
+	struct bytes termios; /* struct termios2, as the kernel gives it */
+	uint64_t rows, cols;
+	bool locked, packet, exclusive;
+	struct bytes output, input; /* written by the slave, to it; not yet read */
+};
+
 /* A message in the queue of a socket; of a stream, all of it up to one with fds. */
 struct packet {
 	struct bytes data;
@@ -330,6 +340,8 @@ struct objects {
 	size_t npidfds;
 	struct socket_ref *sockets;
 	size_t nsockets;
+	struct pty_ref *ptys;
+	size_t nptys;
 };
 
 struct image_end {

@@ -1,5 +1,6 @@
 #include "model_check.h"
 
+#include <asm/termbits.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -157,6 +158,9 @@ list_length(const struct objects *o, int64_t kind)
 	case KIND_unix:
 	case KIND_inet:
 		return (int64_t)o->nsockets;
+	case KIND_ptm:
+	case KIND_pts:
+		return (int64_t)o->nptys;
 	default:
 		return -1;
 	}
@@ -221,6 +225,10 @@ check_waits(const struct objects *o, char why[128])
 		if (o->timerfds[i].value_ns < 0 || o->timerfds[i].interval_ns < 0 ||
 		    o->timerfds[i].value_ns > INT64_MAX / 2 || o->timerfds[i].clock < 0 || o->timerfds[i].clock > 15)
 			return bad(why, "objects.timerfds[%zu]: malformed", i);
+	for (size_t i = 0; i < o->nptys; i++)
+		if (o->ptys[i].termios.n != sizeof(struct termios2) || o->ptys[i].rows > UINT16_MAX ||
+		    o->ptys[i].cols > UINT16_MAX || o->ptys[i].number < 0 || o->ptys[i].number > INT32_MAX)
+			return bad(why, "objects.ptys[%zu]: malformed", i);
 	for (size_t i = 0; i < o->npidfds; i++)
 		if (o->pidfds[i].pid != 0 && !is_pid(o->pidfds[i].pid))
 			return bad(why, "objects.pidfds[%zu]: not a process ID", i);
@@ -401,6 +409,8 @@ check_task(const struct model *m, const struct task *t, char why[128])
 		return bad(why, "task: incomplete");
 	if (t->exe < 0 || t->exe >= (int64_t)m->objects.nfiles)
 		return bad(why, "task.exe: refers to nothing");
+	if (t->tty < -1 || t->tty >= (int64_t)m->objects.nptys || t->foreground < 0)
+		return bad(why, "task.tty: refers to nothing");
 	if (t->stop_signal != 0 && !is_sig(t->stop_signal))
 		return bad(why, "task.stop_signal: not a signal");
 	if (t->nrlimits > 64 || !are_pending(&t->pending) || t->umask < 0 || t->umask > 0777)

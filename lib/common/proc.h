@@ -59,7 +59,8 @@ void proc_status_fini(struct proc_status *st);
 struct proc_stat {
 	char state;
 	pid_t ppid, pgrp, session;
-	int tty;
+	int tty; /* device of the controlling terminal, as the kernel encodes it; 0: none */
+	pid_t foreground; /* process group in the foreground there */
 	uint64_t utime, stime, starttime; /* clock ticks */
 	int exit_signal;
 	taddr start_code, end_code, start_stack, start_data, end_data, start_brk;

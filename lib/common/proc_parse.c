@@ -235,6 +235,7 @@ proc_stat_parse(struct proc_stat *st, const char *text)
 	}
 	st->ppid = (pid_t)f[4], st->pgrp = (pid_t)f[5], st->session = (pid_t)f[6];
 	st->tty = (int)f[7];
+	st->foreground = (pid_t)f[8];
 	st->utime = f[14], st->stime = f[15], st->starttime = f[22];
 	st->start_code = f[26], st->end_code = f[27], st->start_stack = f[28];
 	st->exit_signal = (int)f[38];

@@ -103,6 +103,13 @@ static const struct field option_fields[] = {
 };
 static RECORD(option, socket_option, option_fields);
 
+static const struct field pty_fields[] = {
+    INT(pty_ref, number), BYTES(pty_ref, termios), UINT(pty_ref, rows), UINT(pty_ref, cols),
+    BOOL(pty_ref, locked), BOOL(pty_ref, packet), BOOL(pty_ref, exclusive), BYTES(pty_ref, output),
+    BYTES(pty_ref, input),
+};
+static RECORD(pty, pty_ref, pty_fields);
+
 static const struct field socket_fields[] = {
     UINT(socket_ref, id), INT(socket_ref, family), INT(socket_ref, type), INT(socket_ref, protocol),
     INT(socket_ref, state), BYTES(socket_ref, local), BYTES(socket_ref, remote), INT(socket_ref, peer),
@@ -117,7 +124,7 @@ static const struct field objects_fields[] = {
     LIST(objects, eventfds, record_eventfd), LIST(objects, timerfds, record_timerfd),
     LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
     LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
-    LIST(objects, sockets, record_socket),
+    LIST(objects, sockets, record_socket), LIST(objects, ptys, record_pty),
 };
 RECORD(objects, objects, objects_fields);
 
@@ -202,7 +209,7 @@ static RECORD(mm, mm_layout, mm_fields);
 static const struct field task_fields[] = {
     INT(task, pid), INT(task, pgid), INT(task, sid), INT(task, ppid), INT(task, exit_signal),
     BOOL(task, zombie), INT(task, status), BOOL(task, forked), BOOL(task, session_leader),
-    BOOL(task, group_leader), BOOL(task, set_controlling_tty), STR(task, comm),
+    BOOL(task, group_leader), INT(task, tty), INT(task, foreground), STR(task, comm),
     STR(task, cwd), INT(task, exe), INT(task, umask), INT(task, stop_signal),
     INT(task, oom_score_adj), HEX(task, personality), HEX(task, coredump_filter),
     HEX(task, membarrier), UINT(task, cpu_ns), REC(task, creds, record_creds),

@@ -146,7 +146,7 @@ keep_page(struct page_source *s, taddr addr, const unsigned char *page)
 }
 
 static const char task[] =
-    "{\"pid\":42,\"pgid\":42,\"sid\":42,\"ppid\":0,\"exit_signal\":17,\"status\":0,"
+    "{\"pid\":42,\"pgid\":42,\"sid\":42,\"ppid\":0,\"exit_signal\":17,\"tty\":-1,\"foreground\":0,\"status\":0,"
     "\"inherits\":[{\"start\":\"0x401000\",\"end\":\"0x402000\"}],\"session_leader\":true,\"comm\":\"x\",\"cwd\":\"/\",\"exe\":0,"
     "\"umask\":18,\"stop_signal\":0,\"oom_score_adj\":0,\"personality\":\"0x0\",\"coredump_filter\":\"0x33\","
     "\"membarrier\":\"0x0\",\"cpu_ns\":1,\"creds\":{\"uid\":[0,0,0,0],\"gid\":[0,0,0,0],\"groups\":[4,5],"

@@ -27,7 +27,7 @@ make_running(struct task *t)
 	t->comm = strdup("a%\xff"), t->cwd = strdup("/");
 	t->vmas = copy(vmas, sizeof(vmas)), t->nvmas = 2;
 	t->threads = calloc(1, sizeof(struct thread)), t->nthreads = 1;
-	t->threads[0].tid = t->pid;
+	t->threads[0].tid = t->pid, t->tty = -1;
 	t->threads[0].comm = strdup("t");
 	t->threads[0].xstate.p = calloc(1, 832), t->threads[0].xstate.n = 832;
 	t->threads[0].xstate.p[7] = 9;
