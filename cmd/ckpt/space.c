@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -198,6 +199,31 @@ shm_object(struct ckpt *c, const struct proc_map *m)
 	return (int64_t)i;
 }
 
+/* A segment of System V, whose ID is the inode. */
+static int
+sysv_segment(struct ckpt *c, struct member *who, const struct proc_map *m, struct vma *v)
+{
+	struct proc_map by_id = *m;
+	struct shm_ref *shm;
+	struct shmid_ds ds;
+
+	if (!proc_same_ns(who->target.proc, "ipc") || shmctl((int)m->ino, IPC_STAT, &ds) < 0)
+		return refuse(c, who, m, "run ckpt in its IPC namespace, as its owner or root",
+		    "a System V segment that ckpt cannot see");
+	if (m->offset != 0 || page_up(ds.shm_segsz) != m->end - m->start)
+		return refuse(c, who, m, NULL, "a part of a System V segment");
+	by_id.ino = m->ino | 1ULL << 63; /* not the inode of other shared memory */
+	v->kind = VMA_SHM;
+	v->ref = shm_object(c, &by_id);
+	if (v->ref < 0)
+		return (int)v->ref;
+	shm = &c->model.objects.shms[v->ref];
+	*shm = (struct shm_ref){.size = ds.shm_segsz, .sysv = true, .id = (int64_t)m->ino, .key = ds.shm_perm.__key,
+	    .mode = ds.shm_perm.mode & 0777, .uid = ds.shm_perm.uid, .gid = ds.shm_perm.gid,
+	    .removed = (ds.shm_perm.mode & SHM_DEST) != 0};
+	return 0;
+}
+
 /* A memfd that is also open is a file, with pages that no mapping may show. */
 static bool
 has_fd(const struct ckpt *c, const struct proc_map *m)
@@ -232,7 +258,7 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	if (m->pkey != 0)
 		return refuse(c, who, m, NULL, "memory under a protection key");
 	if (strncmp(m->path, "/SYSV", 5) == 0)
-		return refuse(c, who, m, NULL, "System V shared memory cannot be moved yet");
+		return sysv_segment(c, who, m, v);
 	if (strncmp(m->path, "[anon:", 6) == 0 || strncmp(m->path, "[anon_shmem:", 12) == 0) {
 		v->name = strdup(strchr(m->path, ':') + 1);
 		if (v->name == NULL)

@@ -256,6 +256,20 @@ raise_pid_max(const struct restart *r)
 	write_file(AT_FDCWD, "/proc/sys/kernel/pid_max", text);
 }
 
+/* Segments of System V get their IDs in a namespace where none are taken. */
+static int
+enter_ipc(const struct restart *r)
+{
+	bool wanted = false;
+
+	for (size_t i = 0; i < r->model.objects.nshms; i++)
+		wanted |= r->model.objects.shms[i].sysv;
+	if (!wanted || unshare(CLONE_NEWIPC) == 0)
+		return 0;
+	return fail(EPERM, "the program has System V shared memory, which takes an IPC namespace: %s (CAP_SYS_ADMIN, "
+	    "or user namespaces with --pid=ns)", strerror(errno));
+}
+
 static int
 begin_init(struct restart *r)
 {
@@ -286,7 +300,9 @@ enter_namespaces(struct restart *r)
 		return err;
 	if (unshare(CLONE_NEWPID) < 0)
 		return fail(EPERM, "PID namespaces are not permitted here: %s", strerror(errno));
-	err = enter_time(r);
+	err = enter_ipc(r);
+	if (err == 0)
+		err = enter_time(r);
 	if (err < 0)
 		return err;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
@@ -319,7 +335,7 @@ place(struct restart *r)
 			return fail(EPERM, "--pid=new: the program has %zu %s, which know each other by their numbers",
 			    r->model.header.ntasks > 1 ? r->model.header.ntasks : t->nthreads,
 			    r->model.header.ntasks > 1 ? "processes" : "threads");
-		return enter_time(r) < 0 ? -EPERM : 0;
+		return enter_ipc(r) < 0 || enter_time(r) < 0 ? -EPERM : 0;
 	}
 	if (r->mode == PID_SAME && !can)
 		return fail(EPERM, "--pid=same: CAP_CHECKPOINT_RESTORE is needed to choose PIDs");
@@ -329,5 +345,5 @@ place(struct restart *r)
 		r->mode = can && !place_taken(r) ? PID_SAME : PID_NS;
 	if (r->mode == PID_NS)
 		return enter_namespaces(r);
-	return enter_time(r);
+	return enter_ipc(r) < 0 ? -EPERM : enter_time(r);
 }

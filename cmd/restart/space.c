@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -146,6 +147,13 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
 	bool accounted;
 
+	if (v->kind == VMA_SHM && r->model.objects.shms[v->ref].sysv) {
+		script_add(s, "System V segment", SYS_shmat, (uint64_t)r->model.objects.shms[v->ref].id, v->start,
+		    has_letters(v, "mw") ? 0 : SHM_RDONLY);
+		if ((v->prot & PROT_WRITE) == 0 && has_letters(v, "mw"))
+			script_add(s, "mapping", SYS_mprotect, v->start, v->end - v->start, (uint64_t)v->prot);
+		return;
+	}
 	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++)
 		if (vmflags[i].how == MAP && has_flag(v, &vmflags[i]))
 			flags = strcmp(vmflags[i].letters, "dp") == 0

@@ -69,9 +69,13 @@ struct vma {
 	char *name;    /* PR_SET_VMA_ANON_NAME, or NULL */
 };
 
-/* Shared anonymous memory. */
+/* Shared anonymous memory, or a segment of System V. */
 struct shm_ref {
 	uint64_t size;
+	bool sysv;
+	int64_t id, key, mode; /* of a segment */
+	int64_t uid, gid;
+	bool removed; /* it goes with the last that has it attached */
 };
 
 /* An open file description; several fds may refer to one. */

@@ -49,7 +49,10 @@ static const struct field file_fields[] = {
 };
 static RECORD(file, file_ref, file_fields);
 
-static const struct field shm_fields[] = {UINT(shm_ref, size)};
+static const struct field shm_fields[] = {
+    UINT(shm_ref, size), BOOL(shm_ref, sysv), INT(shm_ref, id), INT(shm_ref, key), INT(shm_ref, mode),
+    INT(shm_ref, uid), INT(shm_ref, gid), BOOL(shm_ref, removed),
+};
 static RECORD(shm, shm_ref, shm_fields);
 
 static const struct field ofd_fields[] = {
