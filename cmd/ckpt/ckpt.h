@@ -40,6 +40,8 @@ struct ckpt_options {
 	bool eintr; /* --timed-syscalls=eintr */
 	bool check, json, single;
 	int status_fd;
+	struct external_rule *rules;
+	size_t nrules;
 	int64_t stop_timeout_ms;
 };
 
@@ -148,6 +150,8 @@ int collect_space(struct ckpt *c, struct member *who);
 /* Which fds there are; then what they are. */
 int collect_held(struct ckpt *c);
 int collect_fds(struct ckpt *c);
+/* The originals are about to end: what they have is let go so that others can have it. */
+void leave_fds(struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Which pages of a forked process are those of its parent. */
 int collect_inherited(struct member *who);

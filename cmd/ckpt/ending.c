@@ -58,6 +58,7 @@ end_original(struct ckpt *c, struct output *o)
 	for (size_t i = 0; i < c->nmembers; i++)
 		if (!c->members[i]->zombie)
 			tell_late_signals(c->members[i]);
+	leave_fds(c);
 	err = tree_end(c);
 	if (err < 0)
 		return err;

@@ -134,7 +134,8 @@ save_of(struct ckpt *c, const struct held *h, const char *object)
 {
 	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .object = object,
 	    .embed = c->opt.embed == EMBED_ALL, .held = c->held, .nheld = c->nheld, .tasks = c->tasks,
-	    .ntasks = c->nmembers, .objects = &c->model.objects, .report = &c->report, .shared = &c->shared};
+	    .ntasks = c->nmembers, .objects = &c->model.objects, .report = &c->report, .shared = &c->shared, .rules = c->opt.rules,
+	    .nrules = c->opt.nrules};
 }
 
 /* One fd: which of those before it is the same, or what is it? */
@@ -298,6 +299,27 @@ finish_ofds(struct ckpt *c)
 		err = kinds[ofd.kind]->refer(&s, &ofd);
 	}
 	return err;
+}
+
+void
+leave_fds(struct ckpt *c)
+{
+	const struct objects *o = &c->model.objects;
+
+	for (size_t i = 0; i < o->nofds; i++) {
+		const struct held *h = kinds[o->ofds[i].kind]->leave != NULL ? holder(c, (int64_t)i) : NULL;
+		struct kind_save s = {0};
+		int fd;
+
+		if (h == NULL)
+			continue;
+		s.pidfd = h->pidfd;
+		s.fd = h->fd;
+		fd = kind_get_fd(&s);
+		if (fd >= 0)
+			kinds[o->ofds[i].kind]->leave(o, &o->ofds[i], fd);
+		close_fd(&fd);
+	}
 }
 
 /* Every fd of every process, before anything is looked at: much depends on who else has a thing. */

@@ -3,11 +3,13 @@
  */
 #include <errno.h>
 #include <linux/membarrier.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -327,6 +329,49 @@ ask_zombies(const struct ckpt *c, const struct member *who, struct tracee *th)
 	return err;
 }
 
+/* --- segments of System V, in the IPC namespace that it is in */
+
+static int
+ask_segment(struct tracee *th, struct shm_ref *shm)
+{
+	struct script s = {0};
+	struct shmid_ds ds;
+	uint64_t at = script_data(&s, NULL, sizeof(ds));
+	int err;
+
+	script_add(&s, "System V segment", SYS_shmctl, (uint64_t)shm->id, IPC_STAT, at);
+	script_data_arg(&s, 2);
+	err = run(th, &s);
+	memcpy(&ds, s.data.data + at, sizeof(ds));
+	script_fini(&s);
+	if (err < 0)
+		return err;
+	if (page_up(ds.shm_segsz) != shm->size)
+		return fail(ENOTSUP, "pid %d: it has a part of System V segment %" PRId64 " attached", th->pid, shm->id);
+	shm->size = ds.shm_segsz;
+	shm->key = ds.shm_perm.__key;
+	shm->mode = ds.shm_perm.mode & 0777;
+	shm->uid = ds.shm_perm.uid;
+	shm->gid = ds.shm_perm.gid;
+	shm->removed = (ds.shm_perm.mode & SHM_DEST) != 0;
+	return 0;
+}
+
+static int
+ask_segments(struct ckpt *c, const struct member *who, struct tracee *th)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < who->task->nvmas && err == 0; i++) {
+		const struct vma *v = &who->task->vmas[i];
+		struct shm_ref *shm = v->kind == VMA_SHM ? &c->model.objects.shms[v->ref] : NULL;
+
+		if (shm != NULL && shm->sysv && shm->mode < 0)
+			err = ask_segment(th, shm);
+	}
+	return err;
+}
+
 int
 collect_inside(struct ckpt *c, struct member *who)
 {
@@ -349,6 +394,8 @@ collect_inside(struct ckpt *c, struct member *who)
 				err = ask_process(th, t);
 			if (err == 0)
 				err = ask_zombies(c, who, th);
+			if (err == 0)
+				err = ask_segments(c, who, th);
 		}
 		/* At once: the less is borrowed, the less there is to lose. */
 		if (err == 0)

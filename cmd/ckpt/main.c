@@ -63,7 +63,7 @@ misused(const char *what)
 }
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -77,7 +77,7 @@ static const struct option long_options[] = {
     {"status-fd", required_argument, NULL, OPT_STATUS},
     {"stop-timeout", required_argument, NULL, OPT_TIMEOUT},
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
-    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
+    {"external", required_argument, NULL, OPT_EXTERNAL}, {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
     {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
 };
@@ -107,6 +107,33 @@ get_embed(const char *text)
 	return EMBED_ALL;
 }
 
+/* pipe:ID=POLICY, socket:ID=POLICY, or POLICY for all. */
+static void
+add_rule(struct ckpt_options *o, const char *text)
+{
+	static const char *const policies[] = {[EXTERNAL_INHERIT] = "inherit", [EXTERNAL_DROP] = "drop",
+	    [EXTERNAL_REOPEN] = "reopen"};
+	struct external_rule *rule = ARRAY_ADD(o->rules, o->nrules);
+	const char *eq = strchr(text, '=');
+	int used = 0;
+	unsigned long long ino = 0;
+
+	if (rule == NULL)
+		misused("out of memory");
+	rule->policy = -1;
+	for (int i = 0; i < (int)ARRAY_LEN(policies); i++)
+		if (strcmp(eq != NULL ? eq + 1 : text, policies[i]) == 0)
+			rule->policy = i;
+	if (eq != NULL && (sscanf(text, "pipe:%llu=%n", &ino, &used) != 1 || used != eq + 1 - text)) {
+		rule->socket = true;
+		if (sscanf(text, "socket:%llu=%n", &ino, &used) != 1 || used != eq + 1 - text)
+			rule->policy = -1;
+	}
+	rule->ino = (ino_t)ino;
+	if (rule->policy < 0 || (eq != NULL && ino == 0))
+		misused("--external is pipe:ID=POLICY, socket:ID=POLICY, or POLICY; one of inherit, drop, reopen");
+}
+
 static enum action
 get_long_option(struct ckpt_options *o, int opt, enum action action)
 {
@@ -125,6 +152,9 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_CHECK:
 		o->check = true;
+		break;
+	case OPT_EXTERNAL:
+		add_rule(o, optarg);
 		break;
 	case OPT_SINGLE:
 		o->single = true;
@@ -404,6 +434,7 @@ ckpt_fini(struct ckpt *c)
 	for (size_t i = 0; i < c->nmapped; i++)
 		close_fd(&c->mapped[i].fd);
 	free(c->mapped);
+	free(c->opt.rules);
 	free(c->shm_inos);
 	free(c->shm_parts);
 	free(c->held);

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
@@ -199,18 +198,14 @@ shm_object(struct ckpt *c, const struct proc_map *m)
 	return (int64_t)i;
 }
 
-/* A segment of System V, whose ID is the inode. */
+/* A segment of System V, whose ID is the inode. What else it is the process itself tells (inside.c). */
 static int
 sysv_segment(struct ckpt *c, struct member *who, const struct proc_map *m, struct vma *v)
 {
 	struct proc_map by_id = *m;
 	struct shm_ref *shm;
-	struct shmid_ds ds;
 
-	if (!proc_same_ns(who->target.proc, "ipc") || shmctl((int)m->ino, IPC_STAT, &ds) < 0)
-		return refuse(c, who, m, "run ckpt in its IPC namespace, as its owner or root",
-		    "a System V segment that ckpt cannot see");
-	if (m->offset != 0 || page_up(ds.shm_segsz) != m->end - m->start)
+	if (m->offset != 0)
 		return refuse(c, who, m, NULL, "a part of a System V segment");
 	by_id.ino = m->ino | 1ULL << 63; /* not the inode of other shared memory */
 	v->kind = VMA_SHM;
@@ -218,9 +213,8 @@ sysv_segment(struct ckpt *c, struct member *who, const struct proc_map *m, struc
 	if (v->ref < 0)
 		return (int)v->ref;
 	shm = &c->model.objects.shms[v->ref];
-	*shm = (struct shm_ref){.size = ds.shm_segsz, .sysv = true, .id = (int64_t)m->ino, .key = ds.shm_perm.__key,
-	    .mode = ds.shm_perm.mode & 0777, .uid = ds.shm_perm.uid, .gid = ds.shm_perm.gid,
-	    .removed = (ds.shm_perm.mode & SHM_DEST) != 0};
+	if (!shm->sysv)
+		*shm = (struct shm_ref){.size = shm->size, .sysv = true, .id = (int64_t)m->ino, .mode = -1};
 	return 0;
 }
 

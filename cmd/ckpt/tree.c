@@ -3,6 +3,7 @@
  * so that nobody is born unseen; let go or ended together.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -71,6 +72,25 @@ add_zombie(struct ckpt *c, struct member *parent, pid_t pid, int proc, const str
 	return 0;
 }
 
+/* Gone, a zombie, or on the way there: one that is ending has no memory and no program any more. */
+static bool
+is_ending(pid_t pid)
+{
+	int proc = proc_open(pid);
+	struct proc_stat st = {.state = 'X'};
+	char *exe = NULL;
+	bool ending;
+
+	if (proc < 0)
+		return true;
+	ending = proc_read_stat(proc, &st) < 0 || st.state == 'Z' || st.state == 'X' ||
+	    read_link(proc, "exe", &exe) == -ENOENT;
+	free(exe);
+	close(proc);
+	return ending;
+}
+
+/* Stopped, or -ESRCH where it ends meanwhile. */
 static int
 add_running(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 {
@@ -82,9 +102,13 @@ add_running(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 	log_hush(1);
 	err = target_open(&who->target, pid);
 	log_hush(-1);
+	if (err < 0 && is_ending(pid)) {
+		drop_last(c);
+		return -ESRCH;
+	}
 	if (err < 0) {
 		drop_last(c);
-		return err == -ESRCH ? err : fail(-err, "%s", log_last());
+		return fail(-err, "%s", log_last_hushed());
 	}
 	if (pid == getpid()) {
 		drop_last(c);
@@ -94,18 +118,18 @@ add_running(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 	log_hush(1);
 	err = target_freeze(&who->target, deadline, c->opt.eintr);
 	log_hush(-1);
-	if (err < 0 && err != -ESRCH)
-		return fail(-err, "%s", log_last());
+	if (err < 0 && err != -ESRCH && !is_ending(pid))
+		return fail(-err, "%s", log_last_hushed());
 	if (err < 0)
 		drop_last(c);
-	return err;
+	return err < 0 ? -ESRCH : 0;
 }
 
 /* A child that is not known yet. One that ends meanwhile is a zombie when it is looked at again. */
 static int
 add_child(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 {
-	for (int tries = 0; tries < 100; tries++) {
+	for (int tries = 0; tries < 1000; tries++) {
 		struct proc_status st;
 		int proc = proc_open(pid), err;
 
@@ -122,8 +146,9 @@ add_child(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 		err = add_running(c, parent, pid, deadline);
 		if (err != -ESRCH)
 			return err;
+		poll(NULL, 0, 1);
 	}
-	return fail(EAGAIN, "pid %d: ends, and does not end", pid);
+	return fail(EBUSY, "pid %d: ends, and does not end", pid);
 }
 
 /* The children of one that stands still. *fresh: whether there were new ones. */

@@ -182,13 +182,17 @@ front_wait(pid_t pid)
 	return status_of(status);
 }
 
-/* --- in new namespaces: two processes, one message 'R' with a pidfd, then 'S' at each stop */
+/*
+ * --- in new namespaces: two processes, one message 'R' with a pidfd, then 'S' at each stop, and 'E' with the exit
+ * status where others that it has started run on
+ */
 
 static int
-send_report(int report, char what, int pidfd)
+send_report(int report, char what, int status, int pidfd)
 {
 	char control[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {&what, 1};
+	unsigned char text[2] = {(unsigned char)what, (unsigned char)status};
+	struct iovec iov = {text, sizeof(text)};
 	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
 
 	if (pidfd >= 0) {
@@ -202,21 +206,21 @@ send_report(int report, char what, int pidfd)
 		c->cmsg_len = CMSG_LEN(sizeof(int));
 		memcpy(CMSG_DATA(c), &pidfd, sizeof(int));
 	}
-	return sendmsg(report, &m, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+	return sendmsg(report, &m, MSG_NOSIGNAL) == sizeof(text) ? 0 : -errno;
 }
 
-/* 1 and *what (and *pidfd), 0 at the end. */
+/* 1 and what, then the status (and *pidfd), 0 at the end. */
 static int
-get_report(int report, char *what, int *pidfd)
+get_report(int report, unsigned char what[2], int *pidfd)
 {
 	char control[CMSG_SPACE(sizeof(int))] = {0};
-	struct iovec iov = {what, 1};
+	struct iovec iov = {what, 2};
 	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
 	    .msg_controllen = sizeof(control)};
 	struct cmsghdr *c;
 	ssize_t n = recvmsg(report, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
-	if (n < 1)
+	if (n < 2)
 		return n < 0 && errno == EAGAIN ? -EAGAIN : 0;
 	c = CMSG_FIRSTHDR(&m);
 	if (c != NULL && c->cmsg_type == SCM_RIGHTS)
@@ -246,7 +250,7 @@ static void
 report_stop(int pidfd, int report)
 {
 	(void)pidfd;
-	send_report(report, 'S', -1);
+	send_report(report, 'S', 0, -1);
 }
 
 /* Every open file but these two. */
@@ -267,16 +271,28 @@ leave_files(int *a, int *b)
 int
 front_init(struct restart *r, pid_t pid)
 {
-	int pidfd = pidfd_open_(pid), sigfd = signal_fd();
+	int pidfd = pidfd_open_(pid), sigfd = signal_fd(), status;
+	pid_t other;
 
 	prctl(PR_SET_PDEATHSIG, 0);
-	send_report(r->report_fd, 'R', pidfd);
+	send_report(r->report_fd, 'R', 0, pidfd);
 	/* Whoever reads what we were given must not wait for us. */
 	if (r->opt.detach) {
 		r->report_fd = -1;
 		leave_files(&sigfd, &pidfd);
 	}
-	return status_of(reap(pid, pidfd, sigfd, report_stop, r->report_fd));
+	status = status_of(reap(pid, pidfd, sigfd, report_stop, r->report_fd));
+	/* With PID 1 all end: so it stays as long as there is somebody that the program has left running. */
+	do
+		other = waitpid(-1, NULL, WNOHANG | __WALL);
+	while (other > 0);
+	if (other < 0)
+		return status;
+	send_report(r->report_fd, 'E', status, -1);
+	leave_files(&sigfd, &pidfd);
+	while (waitpid(-1, NULL, __WALL) > 0 || errno == EINTR)
+		;
+	return status;
 }
 
 /* The program runs, as which PID is known only now. */
@@ -304,7 +320,7 @@ front_outside(struct restart *r, pid_t init, int report)
 
 	do {
 		struct pollfd p[2] = {{sigfd, POLLIN, 0}, {report, POLLIN, 0}};
-		char what;
+		unsigned char what[2];
 
 		poll(p, 2, -1);
 		if (pidfd >= 0) {
@@ -317,11 +333,15 @@ front_outside(struct restart *r, pid_t init, int report)
 				if (si.ssi_signo == SIGINT || si.ssi_signo == SIGTERM || si.ssi_signo == SIGHUP)
 					kill(init, SIGKILL);
 		}
-		got = get_report(report, &what, &pidfd);
-		if (got > 0 && what == 'R')
+		got = get_report(report, what, &pidfd);
+		if (got > 0 && what[0] == 'R')
 			has_begun(r, pidfd);
-		else if (got > 0 && what == 'S')
+		else if (got > 0 && what[0] == 'S')
 			stop_together(pidfd);
+		else if (got > 0 && what[0] == 'E') {
+			take_terminal();
+			return what[1];
+		}
 	} while (got != 0);
 	while (waitpid(init, &status, 0) < 0 && errno == EINTR)
 		;

@@ -43,6 +43,13 @@ struct known_file {
 	int fd; /* of ours, to read it by; -1 where it can be had otherwise; owned */
 };
 
+/* --external: what becomes of one pipe or socket whose other end is outside, or of all (ino 0). */
+struct external_rule {
+	bool socket;
+	ino_t ino;
+	int policy; /* enum external_policy */
+};
+
 /* What kinds learn once and need again. */
 struct kind_shared {
 	struct known_file *files;
@@ -71,6 +78,8 @@ struct kind_save {
 	const struct held_task *tasks; /* every process, also one that has ended */
 	size_t ntasks;
 	struct kind_shared *shared;
+	const struct external_rule *rules;
+	size_t nrules;
 	struct objects *objects;
 	struct report *report;
 };
@@ -115,7 +124,9 @@ struct kind {
 	int (*save)(struct kind_save *s, struct ofd *ofd);
 	/* An open fd, close-on-exec, at any number; or a negative errno, logged. */
 	int (*load)(const struct kind_load *l, const struct ofd *ofd);
-	/* Each of the rest may be NULL. The n-th ofd that must be open before this one, or -1. */
+	/* Each of the rest may be NULL. The original is about to end; fd: a copy of ours. */
+	void (*leave)(const struct objects *o, const struct ofd *ofd, int fd);
+	/* The n-th ofd that must be open before this one, or -1. */
 	int64_t (*depends)(const struct objects *o, const struct ofd *ofd, size_t n);
 	/* When all are open: what goes into it. Returns 0, or a negative errno, logged. */
 	int (*fill)(const struct kind_load *l, const struct ofd *ofd, int fd);
@@ -157,6 +168,9 @@ char *path_mapped(const struct path_map *maps, size_t n, const char *path);
 
 /* The fd that --inherit names for this image fd, or -1. */
 int inherited(const struct kind_load *l, int image_fd);
+
+/* "127.0.0.1:80" */
+const char *kind_inet_text(const struct bytes *address, char text[64]);
 
 /* Is the other end of this socket, or of our own fd for it, a process outside? */
 bool kind_unix_outside(const struct kind_save *s, int fd);

@@ -60,8 +60,8 @@ port_of(const struct bytes *a)
 }
 
 /* "127.0.0.1:80", for messages. */
-static const char *
-address_text(const struct bytes *a, char text[64])
+const char *
+kind_inet_text(const struct bytes *a, char text[64])
 {
 	struct sockaddr_storage x;
 	char host[INET6_ADDRSTRLEN] = "?";
@@ -265,6 +265,20 @@ refer(struct kind_save *s, struct ofd *ofd)
 	return check_arrived(s, &o->sockets[k->peer]);
 }
 
+/*
+ * Both ends are about to go. With a reset nothing of the connection stays behind; else the end that is closed first
+ * would keep its address for a minute (TIME_WAIT), and the new one could not have it.
+ */
+static void
+leave(const struct objects *o, const struct ofd *ofd, int fd)
+{
+	const struct socket_ref *k = &o->sockets[ofd->ref];
+	struct linger reset = {1, 0};
+
+	if (k->type == SOCK_STREAM && k->peer >= 0)
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+}
+
 /* --- restart */
 
 static int64_t
@@ -354,7 +368,7 @@ load_connected(const struct kind_load *l, int64_t i)
 		close_fd(&ends[0]);
 		close_fd(&ends[1]);
 		return fail(-err, "fd %d: the connection from %s to %s cannot be made again: %s%s", l->lowest,
-		    address_text(&k->local, here), address_text(&k->remote, there), strerror(-err),
+		    kind_inet_text(&k->local, here), kind_inet_text(&k->remote, there), strerror(-err),
 		    l->moved && err == -EADDRNOTAVAIL ? " (on the same host the original has it until it ends: "
 						       "ckpt -o FILE, then restart FILE)" : "");
 	}
@@ -409,7 +423,7 @@ load_single(const struct kind_load *l, const struct socket_ref *k)
 		err = 0;
 	if (err < 0) {
 		close(fd);
-		return fail(-err, "fd %d: %s: %s%s", l->lowest, address_text(&k->local, text), strerror(-err),
+		return fail(-err, "fd %d: %s: %s%s", l->lowest, kind_inet_text(&k->local, text), strerror(-err),
 		    err == -EADDRNOTAVAIL ? " (the address is to be moved here first)" : "");
 	}
 	return fd;
@@ -467,8 +481,8 @@ late(const struct objects *o, const struct ofd *ofd, int fd, const int *fds, boo
 		return 0;
 	while (again(err = take_place(k, fd), deadline))
 		;
-	return err < 0 ? fail(EBUSY, "%s: %s", address_text(&k->local, text), strerror(-err)) : 0;
+	return err < 0 ? fail(EBUSY, "%s: %s", kind_inet_text(&k->local, text), strerror(-err)) : 0;
 }
 
 const struct kind kind_inet = {.name = "TCP or UDP socket", .match = match, .save = save, .load = load,
-    .refer = refer, .depends = depends, .fill = fill, .late = late};
+    .refer = refer, .leave = leave, .depends = depends, .fill = fill, .late = late};

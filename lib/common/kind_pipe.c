@@ -54,7 +54,7 @@ copy_content(int fd, struct pipe_ref *p)
 static bool
 is_fifo(const struct kind_save *s)
 {
-	return S_ISFIFO(s->st.st_mode) && s->link[0] == '/';
+	return S_ISFIFO(s->st.st_mode) && s->link[0] == '/' && pipe_is_inside(s);
 }
 
 static int

@@ -14,16 +14,25 @@ match(const struct kind_save *s)
 	return true;
 }
 
+/* Those that have a name, with the way out. */
+static const struct {
+	const char *link, *what, *advice;
+} known[] = {
+    {"anon_inode:[io_uring]", "an io_uring", "have the program do without it (node: UV_USE_IO_URING=0; nginx: no aio; "
+					     "as root for all: sysctl kernel.io_uring_disabled=2)"},
+    {"anon_inode:[userfaultfd]", "a userfaultfd", "have the program close it"},
+    {"anon_inode:[perf_event]", "a performance counter", "end perf(1) or what else measures it"},
+    {"anon_inode:[fanotify]", "a fanotify group", "have the program close it"},
+    {"anon_inode:bpf", "a BPF object", "have the program close it"},
+    {"anon_inode:kvm", "a virtual machine", "move the guest by the tools of its hypervisor"},
+};
+
 static const char *
 type_name(const struct kind_save *s)
 {
-	if (strncmp(s->link, "/memfd:", 7) == 0)
-		return "a memfd";
 	switch (s->st.st_mode & S_IFMT) {
-	case S_IFIFO:
-		return "a named pipe with both ends in the process";
 	case S_IFSOCK:
-		return "a socket that is not connected to another process";
+		return "a socket of a kind that cannot be moved (netlink, packet or raw)";
 	case S_IFCHR:
 		return "a device";
 	case S_IFBLK:
@@ -39,6 +48,10 @@ static int
 save(struct kind_save *s, struct ofd *ofd)
 {
 	(void)ofd;
+	for (size_t i = 0; i < ARRAY_LEN(known); i++)
+		if (strncmp(s->link, known[i].link, strlen(known[i].link)) == 0)
+			return report_add(s->report, OBSTACLE, 69, s->object, known[i].advice, "%s cannot be carried",
+			    known[i].what);
 	return report_add(s->report, OBSTACLE, 69, s->object, "have the program close it",
 	    "%s is %s", s->link, type_name(s));
 }

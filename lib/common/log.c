@@ -10,7 +10,7 @@
 static const char *log_prog = "pms";
 static int log_verbosity;
 static int log_hushed;
-static char last_failure[512] = "failed";
+static char last_failure[512] = "failed", last_hushed[512] = "failed";
 static bool progress_shown;
 static double progress_start;
 static double progress_last;
@@ -26,6 +26,12 @@ const char *
 log_last(void)
 {
 	return last_failure;
+}
+
+const char *
+log_last_hushed(void)
+{
+	return last_hushed;
 }
 
 void
@@ -71,6 +77,10 @@ fail(int err, const char *fmt, ...)
 		va_start(ap, fmt);
 		put_line(fmt, ap, NULL);
 		va_end(ap);
+	} else {
+		va_start(ap, fmt);
+		vsnprintf(last_hushed, sizeof(last_hushed), fmt, ap);
+		va_end(ap);
 	}
 	return -err;
 }
@@ -79,15 +89,14 @@ int
 fail_errno(const char *fmt, ...)
 {
 	int err = errno;
+	char what[400];
 	va_list ap;
 
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof(what), fmt, ap);
+	va_end(ap);
+	snprintf(log_hushed == 0 ? last_failure : last_hushed, sizeof(last_failure), "%s: %s", what, strerror(err));
 	if (log_hushed == 0) {
-		char what[400];
-
-		va_start(ap, fmt);
-		vsnprintf(what, sizeof(what), fmt, ap);
-		va_end(ap);
-		snprintf(last_failure, sizeof(last_failure), "%s: %s", what, strerror(err));
 		va_start(ap, fmt);
 		put_line(fmt, ap, strerror(err));
 		va_end(ap);

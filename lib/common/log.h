@@ -28,6 +28,8 @@ int fail_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* The last line that fail() or fail_errno() logged, without the program's name. */
 const char *log_last(void);
+/* The last one that was hushed. */
+const char *log_last_hushed(void);
 
 /* Something that the user has to know although the work goes on: a loss, a fallback. */
 void note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

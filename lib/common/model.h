@@ -78,6 +78,9 @@ struct shm_ref {
 	bool removed; /* it goes with the last that has it attached */
 };
 
+/* What becomes of something whose other end is outside. */
+enum external_policy { EXTERNAL_INHERIT, EXTERNAL_DROP, EXTERNAL_REOPEN };
+
 /* An open file description; several fds may refer to one. */
 struct ofd {
 	int64_t kind;  /* a row of kind.def */
@@ -88,6 +91,7 @@ struct ofd {
 	char *path;     /* of a device or an external object: "pipe:[1234]", "/dev/pts/3" */
 	struct bytes termios; /* struct termios2, as the kernel gives it */
 	uint64_t rows, cols;
+	int64_t policy; /* of an external object: enum external_policy */
 	int64_t owner, owner_type, sig; /* F_SETOWN_EX, F_SETSIG */
 };
 

@@ -200,6 +200,12 @@ check_ofds(const struct objects *o, char why[128])
 		if (d->kind == KIND_unix ? o->sockets[d->ref].family != AF_UNIX
 					 : d->kind == KIND_inet && o->sockets[d->ref].family == AF_UNIX)
 			return bad(why, "objects.ofds[%zu]: refers to another family", i);
+		if (d->kind == KIND_inet && o->sockets[d->ref].type == SOCK_STREAM &&
+		    o->sockets[d->ref].state == SOCKET_CONNECTED && o->sockets[d->ref].peer < 0)
+			return bad(why, "objects.ofds[%zu]: connected to nothing", i);
+		if (d->policy < EXTERNAL_INHERIT || d->policy > EXTERNAL_REOPEN || (d->policy != 0 && d->path == NULL) ||
+		    (d->policy == EXTERNAL_REOPEN && d->path[0] != '/' && (d->ref < 0 || d->ref >= (int64_t)o->nsockets)))
+			return bad(why, "objects.ofds[%zu]: unknown policy", i);
 		if (d->flags > UINT32_MAX || d->pos < 0)
 			return bad(why, "objects.ofds[%zu]: out of range", i);
 	}
@@ -284,8 +290,7 @@ check_socket(const struct objects *o, size_t i, char why[128])
 	if (s->peer < -1 || s->peer >= (int64_t)o->nsockets || s->peer == (int64_t)i)
 		return bad(why, "objects.sockets[%zu]: refers to nothing", i);
 	if (s->peer < 0)
-		return inet && s->type == SOCK_STREAM && s->state == SOCKET_CONNECTED
-		    ? bad(why, "objects.sockets[%zu]: connected to nothing", i) : 0;
+		return 0;
 	peer = &o->sockets[s->peer];
 	if (s->state == SOCKET_CONNECTED && (s->type != SOCK_DGRAM || s->remote.n == 0) &&
 	    (peer->peer != (int64_t)i || peer->state != SOCKET_CONNECTED || peer->type != s->type ||

@@ -57,7 +57,7 @@ static RECORD(shm, shm_ref, shm_fields);
 
 static const struct field ofd_fields[] = {
     INT(ofd, kind), INT(ofd, ref), UINT(ofd, flags), INT(ofd, pos), UINT(ofd, rdev),
-    STR(ofd, path), BYTES(ofd, termios), UINT(ofd, rows), UINT(ofd, cols), INT(ofd, owner),
+    STR(ofd, path), BYTES(ofd, termios), UINT(ofd, rows), UINT(ofd, cols), INT(ofd, policy), INT(ofd, owner),
     INT(ofd, owner_type), INT(ofd, sig),
 };
 static RECORD(ofd, ofd, ofd_fields);

@@ -25,7 +25,7 @@ load common
 @test "file locks" { roundtrip locks; }
 @test "a hundred threads with mutexes and condition variables" { roundtrip hundred; }
 @test "threads in blocking calls see no EINTR" { roundtrip blocked; }
-@test "waits that return EINTR for a mere stop do not" { roundtrip sigwait; }
+@test "waits that return EINTR for a mere stop do not" { roundtrip sigwait epoll; }
 @test "vector registers" { roundtrip vectors; }
 @test "names, timer slack and CPU affinity of threads" { roundtrip names; }
 @test "a thread that ends afterwards is joined" { roundtrip join; }

@@ -218,11 +218,11 @@ namespaces() {
 }
 
 @test "kinds that cannot be carried yet are refused by name, the target unharmed" {
-	start_victim epoll
+	start_victim netlink
 	snapshot "$PID" >before
 	run ckpt -p "$PID" -o image
 	[ "$status" = 69 ]
-	[[ "$output" == *eventpoll* ]]
+	[[ "$output" == *socket* ]]
 	as_found "$PID"
 	check_victim "$PID"
 }

@@ -51,11 +51,11 @@ load common
 }
 
 @test "--check lists obstacles and losses, writes nothing, harms nothing" {
-	start_victim epoll
+	start_victim netlink
 	snapshot "$PID" >before
 	run ckpt --check -p "$PID"
 	[ "$status" = 69 ]
-	[[ "$output" == obstacle:*eventpoll* ]]
+	[[ "$output" == obstacle:*socket* ]]
 	ckpt --check --json -p "$PID" >report || [ $? = 69 ]
 	jq -e '.[0].severity == "obstacle" and .[0].status == 69' report
 	as_found "$PID"

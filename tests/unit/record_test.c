@@ -187,7 +187,7 @@ test_checks(void)
 	REFUSED(m.tasks[2].inherits[0].end += PAGE_BYTES);
 	REFUSED(m.tasks[2].inherits[0].start = 0x400000);
 	REFUSED(m.tasks[2].inherits[0] = ((struct page_range){0x900000, 0x901000}));
-	REFUSED(m.tasks[0].vmas[1].start -= PAGE_BYTES);
+	REFUSED(m.tasks[0].vmas[1].end += PAGE_BYTES; m.tasks[0].vmas[1].start += PAGE_BYTES);
 	REFUSED(m.tasks[0].vmas[1].shared = true);
 #undef REFUSED
 }

@@ -677,12 +677,25 @@ tcp_pair_check(void)
 	poll(&p, 1, 5000);
 }
 
+/* --- a kind that cannot be carried */
+
+static void
+netlink_make(void)
+{
+	must(socket(AF_NETLINK, SOCK_RAW, 0), "netlink");
+}
+
+static void
+netlink_check(void)
+{
+}
+
 const struct maker object_makers[] = {
     {"eventfd", eventfd_make, eventfd_check}, {"timerfd", timerfd_make, timerfd_check},
-    {"signalfd", signalfd_make, signalfd_check}, {"epoll", epoll_make, epoll_check},
+    {"signalfd", signalfd_make, signalfd_check}, {"epoll-set", epoll_make, epoll_check},
     {"inotify", inotify_make, inotify_check}, {"pidfd", pidfd_make, pidfd_check},
     {"memfd", memfd_make, memfd_check}, {"unnamed", unnamed_make, unnamed_check},
     {"fifo", fifo_make, fifo_check}, {"socketpair", socketpair_make, socketpair_check},
     {"scm", scm_make, scm_check}, {"local-server", local_make, local_check},
-    {"inet", inet_make, inet_check}, {"tcp-pair", tcp_pair_make, tcp_pair_check}, {0},
+    {"inet", inet_make, inet_check}, {"netlink", netlink_make, netlink_check}, {"tcp-pair", tcp_pair_make, tcp_pair_check}, {0},
 };
