@@ -244,7 +244,13 @@ ending(struct ckpt *c, struct output *o)
 	case AFTER_PARK:
 		return park(c);
 	default:
-		err = fault(FAULT_before_end);
-		return err < 0 ? err : end_original(c, o);
+		/* Should ckpt die while it ends them one after another, they end with it. */
+		err = tree_set_exitkill(c, true);
+		if (err < 0) {
+			undecide(c);
+			return err;
+		}
+		c->decided = true;
+		return end_original(c, o);
 	}
 }

@@ -23,13 +23,16 @@ same_ofd(const struct held *a, const struct held *b)
 {
 	long r;
 
-	if (a->dev != b->dev || a->ino != b->ino || a->pos != b->pos || a->flags != b->flags)
+	/* Position and flags may be changed by somebody outside while they are read. */
+	bool equal = a->pos == b->pos && a->flags == b->flags && !a->anon;
+
+	if (a->dev != b->dev || a->ino != b->ino)
 		return false;
 	if (!kfeat(KFEAT_kcmp))
-		return !a->anon;
+		return equal;
 	r = syscall(SYS_kcmp, a->pid, b->pid, KCMP_FILE, a->fd, b->fd);
 	/* Where the kernel does not tell: two that agree in everything are taken as one. */
-	return r == 0 || (r < 0 && !a->anon);
+	return r == 0 || (r < 0 && equal);
 }
 
 static int

@@ -313,7 +313,7 @@ ask_zombie(struct tracee *th, struct task *child, pid_t pid)
 	if (err == 0 && si.si_pid != child->pid)
 		err = fail(ECHILD, "pid %d: its parent does not know how it ended", pid);
 	if (err == 0)
-		child->status = wait_status(&si);
+		child->status = wait_status(&si) & ~0x80LL; /* a core file will not be dumped again */
 	script_fini(&s);
 	return err;
 }

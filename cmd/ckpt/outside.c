@@ -162,7 +162,6 @@ collect_creds(struct member *who)
 	cr->cap_eff = st->cap_eff;
 	cr->cap_bnd = st->cap_bnd;
 	cr->cap_amb = st->cap_amb;
-	cr->no_new_privs = st->no_new_privs != 0;
 	return 0;
 }
 
@@ -471,6 +470,42 @@ collect_name(const struct target *t, const struct tracee *th, struct thread *out
 	return 0;
 }
 
+static bool
+same_creds(const struct proc_status *a, const struct proc_status *b)
+{
+	return memcmp(a->uid, b->uid, sizeof(a->uid)) == 0 && memcmp(a->gid, b->gid, sizeof(a->gid)) == 0 &&
+	    a->ngroups == b->ngroups && memcmp(a->groups, b->groups, a->ngroups * sizeof(*a->groups)) == 0 &&
+	    a->cap_inh == b->cap_inh && a->cap_prm == b->cap_prm && a->cap_eff == b->cap_eff &&
+	    a->cap_bnd == b->cap_bnd && a->cap_amb == b->cap_amb && a->seccomp == b->seccomp &&
+	    a->seccomp_filters == b->seccomp_filters;
+}
+
+/* The kernel keeps credentials and sandboxes for each thread; libraries keep them equal. */
+static int
+collect_thread_creds(struct ckpt *c, struct member *who, const struct tracee *th, struct thread *out)
+{
+	char path[64], name[64], *text;
+	struct proc_status st;
+	int err;
+
+	snprintf(path, sizeof(path), "task/%d/status", th->tid);
+	err = (int)read_file(who->target.proc, path, &text);
+	if (err < 0)
+		return fail(-err, "pid %d: thread %d: %s", who->target.pid, th->tid, strerror(-err));
+	err = proc_status_parse(&st, text);
+	free(text);
+	if (err < 0)
+		return fail(-err, "pid %d: status is not understood", who->target.pid);
+	out->no_new_privs = st.no_new_privs != 0;
+	if (!same_creds(&st, &who->target.status)) {
+		snprintf(name, sizeof(name), "pid %d: thread %d", who->target.pid, th->tid);
+		err = report_add(&c->report, OBSTACLE, 69, name, NULL,
+		    "it has credentials, capabilities or seccomp filters of its own");
+	}
+	proc_status_fini(&st);
+	return err;
+}
+
 static int
 collect_thread(struct ckpt *c, struct member *who, struct tracee *th)
 {
@@ -492,6 +527,9 @@ collect_thread(struct ckpt *c, struct member *who, struct tracee *th)
 	if (err < 0)
 		return err;
 	out->sigmask = th->sigmask;
+	err = collect_thread_creds(c, who, th, out);
+	if (err < 0)
+		return err;
 	out->xstate.p = malloc(th->xstate_len);
 	if (out->xstate.p == NULL)
 		return -ENOMEM;

@@ -38,7 +38,7 @@ enum { EXEC_TIMEOUT_MS = 60000 };
 
 /* Above every fd of every process of the image. */
 static uint64_t
-stock_base(const struct restart *r)
+find_stock_base(const struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 	uint64_t base = 3;
@@ -60,7 +60,7 @@ uint64_t
 stock_fd(const struct restart *r, enum stock what, int64_t index)
 {
 	const struct objects *o = &r->model.objects;
-	uint64_t at = stock_base(r) + (uint64_t)index;
+	uint64_t at = r->stock_base + (uint64_t)index;
 
 	switch (what) {
 	case STOCK_END:
@@ -91,21 +91,25 @@ child_failed(const char *what)
 	_exit(127);
 }
 
-/* A capability that stays across exec without being root, to choose the TIDs of threads. */
+/* Capabilities that stay across exec without being root: to choose TIDs, and to give up the others at the end. */
 static void
-keep_capability(void)
+keep_capabilities(void)
 {
+	static const int kept[] = {CAP_CHECKPOINT_RESTORE, CAP_SETPCAP};
 	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct d[2];
-	unsigned bit = 1u << (CAP_CHECKPOINT_RESTORE % 32);
-	int word = CAP_CHECKPOINT_RESTORE / 32;
 
-	if (syscall(SYS_capget, &h, d) < 0 || !(d[word].permitted & bit))
-		return;
-	d[word].inheritable |= bit;
-	d[word].effective |= bit;
-	if (syscall(SYS_capset, &h, d) == 0)
-		prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHECKPOINT_RESTORE, 0, 0);
+	for (size_t i = 0; i < ARRAY_LEN(kept); i++) {
+		unsigned bit = 1u << (kept[i] % 32);
+		int word = kept[i] / 32;
+
+		if (syscall(SYS_capget, &h, d) < 0 || !(d[word].permitted & bit))
+			continue;
+		d[word].inheritable |= bit;
+		d[word].effective |= bit;
+		if (syscall(SYS_capset, &h, d) == 0)
+			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept[i], 0, 0);
+	}
 }
 
 static void
@@ -172,7 +176,7 @@ child(struct restart *r, const struct task *t, int go)
 		_exit(127);
 	/* Where it is not permitted (containers) the stub is simply somewhere else. */
 	personality(ADDR_NO_RANDOMIZE);
-	keep_capability();
+	keep_capabilities();
 	reset_signals();
 	stock_up(r);
 	/* The rest is close-on-exec. */
@@ -313,7 +317,7 @@ look_at_stub(struct built *b)
 static int
 check_numbers(const struct restart *r)
 {
-	uint64_t base = stock_base(r), need = 2 * stock_fd(r, STOCK_END, 0) - base + 32;
+	uint64_t base = r->stock_base, need = 2 * stock_fd(r, STOCK_END, 0) - base + 32;
 	struct rlimit limit;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && need > limit.rlim_max)
@@ -338,9 +342,11 @@ limit_stack(pid_t pid, const struct task *t)
 static int
 build_first(struct restart *r, struct built *b)
 {
-	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err = check_numbers(r);
+	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err;
 	pid_t pid;
 
+	r->stock_base = find_stock_base(r);
+	err = check_numbers(r);
 	if (err < 0)
 		return err;
 	if (pipe2(go, O_CLOEXEC) < 0 || pipe2(errors, O_CLOEXEC) < 0)

@@ -339,10 +339,11 @@ open_ofds(struct restart *r)
 
 	l.null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	l.pipes = calloc(o->npipes + 1, sizeof(*l.pipes));
+	l.pipes_given = calloc(o->npipes + 1, 1);
 	l.sockets = no_fds(o->nsockets);
 	l.far = no_fds(o->nsockets);
 	l.ptys = no_fds(o->nptys);
-	if (lowest == NULL || l.pipes == NULL || l.sockets == NULL || l.far == NULL ||
+	if (lowest == NULL || l.pipes == NULL || l.pipes_given == NULL || l.sockets == NULL || l.far == NULL ||
 	    l.ptys == NULL)
 		err = -ENOMEM;
 	for (size_t i = 0; err == 0 && i < o->npipes; i++)
@@ -366,6 +367,7 @@ open_ofds(struct restart *r)
 	free(l.sockets);
 	free(l.far);
 	free(l.pipes);
+	free(l.pipes_given);
 	free(lowest);
 	return err;
 }
@@ -378,7 +380,7 @@ files_late(struct restart *r)
 	int err = walk_all(&w);
 
 	for (size_t i = 0; i < o->nshms && err == 0; i++)
-		if (o->shms[i].removed)
+		if (o->shms[i].sysv && o->shms[i].removed)
 			shmctl((int)o->shms[i].id, IPC_RMID, NULL);
 	/* Seals forbid what was needed until now. */
 	for (size_t i = 0; i < o->nfiles && err == 0; i++) {

@@ -139,8 +139,12 @@ get_record(struct restart *r, const struct record *rec, void *st)
 {
 	char why[128], *text;
 	size_t len;
-	int err = image_get(r->reader, &text, &len);
+	int err;
 
+	r->text_bytes += r->member_size;
+	if (r->text_bytes > 4ULL * IMAGE_TEXT_MAX)
+		return fail(EBADMSG, "%s: bad image: more text than any has", r->source.name);
+	err = image_get(r->reader, &text, &len);
 	if (err < 0)
 		return err;
 	err = record_from_text(rec, st, text, len, why);

@@ -250,6 +250,9 @@ raise_pid_max(const struct restart *r)
 		for (size_t i = 0; i < t->nthreads; i++)
 			highest = max_i64(highest, t->threads[i].tid);
 	}
+	/* Our own threads are not to take numbers of the image. */
+	snprintf(text, sizeof(text), "%" PRId64, highest);
+	write_file(AT_FDCWD, "/proc/sys/kernel/ns_last_pid", text);
 	if (proc_read_number(AT_FDCWD, "/proc/sys/kernel/pid_max", 10, &limit) < 0 || highest < limit)
 		return;
 	snprintf(text, sizeof(text), "%" PRId64, highest + 1);

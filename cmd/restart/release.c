@@ -215,8 +215,6 @@ add_caps(struct script *s, const struct built *b, uint64_t have_prm, uint64_t ha
 			script_add(s, "ambient capabilities", SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap);
 			script_may_fail(s);
 		}
-	if (c->no_new_privs)
-		script_add(s, "no_new_privs", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1);
 }
 
 static int
@@ -280,6 +278,8 @@ last_scripts(struct restart *r, struct built *b)
 		}
 		add_pending(&s, b, &t->threads[i].pending, b->threads[i].tid);
 		add_caps(&s, b, prm, bnd);
+		if (t->threads[i].no_new_privs)
+			script_add(&s, "no_new_privs", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1);
 		/* Last of all, so that none fires while anything is still to be done. */
 		if (i == 0) {
 			add_timers(&s, t);

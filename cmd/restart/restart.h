@@ -74,6 +74,7 @@ struct built {
 	taddr vdso_at;    /* this kernel's vDSO in it */
 	uint64_t vdso_len;
 	int64_t session;  /* in the numbers of the image */
+	int64_t birth;    /* that which it must be born in; 0: any */
 	bool shares_vm;   /* with its parent, until it executes its program */
 	bool ended;
 };
@@ -97,6 +98,8 @@ struct restart {
 	bool own_userns, privileged;
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
+	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	uint64_t text_bytes; /* of all JSON so far */
 	struct built *built; /* parallel to the tasks of the image */
 	struct built **helpers;
 	size_t nhelpers;
@@ -138,6 +141,8 @@ int built_run(struct built *b, struct script *s);
 enum stock { STOCK_FILES, STOCK_SHMS, STOCK_OFDS, STOCK_PROGRAMS, STOCK_END };
 uint64_t stock_fd(const struct restart *r, enum stock what, int64_t index);
 
+/* Which sessions the processes must be born in. */
+void tree_find_births(struct restart *r);
 /* The children of b, which must be complete but for them. */
 int tree_children(struct restart *r, struct built *b);
 /* Process groups; those that have ended; helpers are gone. */

@@ -346,22 +346,8 @@ place_fds(struct restart *r, struct built *b)
 		return fail(ENOMEM, "out of memory");
 	script_add(&s, "open files", SYS_close_range, 0, top, 0);
 	for (size_t i = 0; i < t->nfds; i++) {
-		const struct ofd *o = &r->model.objects.ofds[t->fds[i].ofd];
-		uint64_t fd = (uint64_t)t->fds[i].fd;
-		int32_t owner[2] = {(int32_t)o->owner_type, (int32_t)o->owner};
-
-		script_add(&s, "open files", SYS_dup3, stock_fd(r, STOCK_OFDS, t->fds[i].ofd), fd,
+		script_add(&s, "open files", SYS_dup3, stock_fd(r, STOCK_OFDS, t->fds[i].ofd), (uint64_t)t->fds[i].fd,
 		    t->fds[i].cloexec ? O_CLOEXEC : 0);
-		if (o->owner != 0) {
-			script_add(&s, "owner of a file", SYS_fcntl, fd, F_SETOWN_EX,
-			    script_data(&s, owner, sizeof(owner)));
-			script_data_arg(&s, 2);
-			script_may_fail(&s);
-		}
-		if (o->sig != 0) {
-			script_add(&s, "signal of a file", SYS_fcntl, fd, F_SETSIG, (uint64_t)o->sig);
-			script_may_fail(&s);
-		}
 	}
 	return built_run(b, &s);
 }
@@ -394,6 +380,32 @@ set_proc_files(const struct built *b)
 	close(proc);
 }
 
+/* Whom signals of open files go to, when all threads are there. */
+static void
+add_owners(struct script *s, const struct restart *r, const struct task *t)
+{
+	for (size_t i = 0; i < t->nfds; i++) {
+		const struct ofd *o = &r->model.objects.ofds[t->fds[i].ofd];
+		uint64_t fd = (uint64_t)t->fds[i].fd;
+		int32_t owner[2] = {(int32_t)o->owner_type, (int32_t)o->owner};
+
+		if (o->owner != 0) {
+			script_add(s, "owner of a file", SYS_fcntl, fd, F_SETOWN_EX, script_data(s, owner, sizeof(owner)));
+			script_data_arg(s, 2);
+			script_may_fail(s);
+		}
+		if (o->sig != 0) {
+			script_add(s, "signal of a file", SYS_fcntl, fd, F_SETSIG, (uint64_t)o->sig);
+			script_may_fail(s);
+		}
+		if (o->flags & O_ASYNC) {
+			script_add(s, "flags of a file", SYS_fcntl, fd, F_SETFL,
+			    o->flags & (O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC));
+			script_may_fail(s);
+		}
+	}
+}
+
 /* Its directory was checked when its files were. */
 static int
 add_directory(struct script *s, const struct restart *r, const struct task *t)
@@ -418,6 +430,7 @@ settle_process(struct restart *r, struct built *b)
 	script_add(&s, "umask", SYS_umask, (uint64_t)t->umask);
 	add_actions(&s, t);
 	add_membarrier(&s, t);
+	add_owners(&s, r, t);
 	script_add(&s, "personality", SYS_personality, t->personality);
 	script_may_fail(&s);
 	script_add(&s, "restart's own files", SYS_close_range, stock_fd(r, STOCK_FILES, 0), UINT32_MAX, 0);

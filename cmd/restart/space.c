@@ -141,11 +141,20 @@ clear_stub(struct script *s, const struct proc_maps *stub)
 
 /* --- mapping what the image has */
 
+/*
+ * Private memory that has been written is accounted for ever after, also when it may no longer be written: without that
+ * flag the kernel would join mappings that were two. So it is made writable until its pages are there.
+ */
+static bool
+was_writable(const struct vma *v)
+{
+	return !v->shared && !(v->prot & PROT_WRITE) && has_letters(v, "ac");
+}
+
 static void
 map_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
-	bool accounted;
 
 	if (v->kind == VMA_SHM && r->model.objects.shms[v->ref].sysv) {
 		script_add(s, "System V segment", SYS_shmat, (uint64_t)r->model.objects.shms[v->ref].id, v->start,
@@ -167,15 +176,8 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 		flags |= MAP_ANONYMOUS;
 		offset = 0;
 	}
-	/*
-	 * Private memory that was writable once is accounted for ever after: without that flag the
-	 * kernel would join mappings that were two.
-	 */
-	accounted = !v->shared && !(v->prot & PROT_WRITE) && has_letters(v, "ac");
 	script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start,
-	    (uint64_t)v->prot | (accounted ? PROT_WRITE : 0), flags | MAP_FIXED_NOREPLACE, fd, offset);
-	if (accounted)
-		script_add(s, "mapping", SYS_mprotect, v->start, v->end - v->start, (uint64_t)v->prot);
+	    (uint64_t)v->prot | (was_writable(v) ? PROT_WRITE : 0), flags | MAP_FIXED_NOREPLACE, fd, offset);
 }
 
 /* struct prctl_mm_map of linux/prctl.h */
@@ -437,6 +439,8 @@ finish_vma(struct script *s, const struct vma *v)
 {
 	uint64_t len = v->end - v->start;
 
+	if (was_writable(v))
+		script_add(s, "protection", SYS_mprotect, v->start, len, (uint64_t)v->prot);
 	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++) {
 		if (!has_flag(v, &vmflags[i]))
 			continue;

@@ -31,24 +31,28 @@ find_built(const struct restart *r, int64_t pid)
 	return NULL;
 }
 
-/* The session that a task must be born in: its own, or for a leader that of a child that is of an older one. */
+/* The session that a task must be born in (find_births()). */
 static int64_t
 birth_session(const struct restart *r, size_t i)
 {
-	const struct task *t = &r->model.tasks[i];
+	return r->built[i].birth;
+}
 
-	if (!t->session_leader)
-		return t->sid;
-	for (size_t k = i + 1; k < r->model.header.ntasks; k++) {
-		int64_t born;
+/*
+ * Its own, or for a leader that of a child that is of an older one. Parents come before their children, so from the
+ * last to the first all children of a task are known when it is its turn.
+ */
+void
+tree_find_births(struct restart *r)
+{
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		r->built[i].birth = r->built[i].task->session_leader ? ANY_SESSION : r->built[i].task->sid;
+	for (size_t i = r->model.header.ntasks; i-- > 1;) {
+		struct built *b = &r->built[i], *parent = b->parent;
 
-		if (r->model.tasks[k].ppid != t->pid)
-			continue;
-		born = birth_session(r, k);
-		if (born != ANY_SESSION && born != t->pid)
-			return born;
+		if (b->birth != ANY_SESSION && parent->task->session_leader && b->birth != parent->task->pid)
+			parent->birth = b->birth;
 	}
-	return ANY_SESSION;
 }
 
 /*
@@ -149,7 +153,7 @@ make_helper(struct restart *r, struct built *creator, int64_t pid, long call)
 
 	if (h == NULL)
 		return NULL;
-	if (build_clone(creator, h, pid, CLONE_VM, 0) < 0) {
+	if (build_clone(creator, h, pid, CLONE_VM, SIGCHLD) < 0) {
 		free(h->threads);
 		free(h);
 		r->nhelpers--;
@@ -162,12 +166,13 @@ make_helper(struct restart *r, struct built *creator, int64_t pid, long call)
 	return built_run(h, &s) < 0 ? NULL : h;
 }
 
-/* Somebody whose children are born in this session as children of parent, with CLONE_PARENT. */
+/* Somebody whose children are born in this session as children of parent, and with its exit signal: CLONE_PARENT. */
 static struct built *
-find_creator(struct restart *r, const struct built *parent, int64_t session)
+find_creator(struct restart *r, const struct built *parent, int64_t session, int64_t exit_signal)
 {
 	for (size_t i = 0; i < r->model.header.ntasks; i++)
-		if (r->built[i].parent == parent && r->built[i].pid > 0 && r->built[i].session == session)
+		if (r->built[i].parent == parent && r->built[i].pid > 0 && r->built[i].session == session &&
+		    r->built[i].task->exit_signal == exit_signal)
 			return &r->built[i];
 	for (size_t i = 0; i < r->nhelpers; i++)
 		if (r->helpers[i]->parent == parent && r->helpers[i]->session == session)
@@ -179,7 +184,7 @@ find_creator(struct restart *r, const struct built *parent, int64_t session)
 static int
 bear_elsewhere(struct restart *r, struct built *parent, struct built *b, int64_t session)
 {
-	struct built *creator = find_creator(r, parent, session);
+	struct built *creator = find_creator(r, parent, session, b->task->exit_signal);
 
 	if (creator == NULL && find_built(r, session) != NULL)
 		return fail(ENOTSUP, "pid %" PRId64 ": its session %" PRId64 " cannot be made again: the leader is "
@@ -290,13 +295,14 @@ static int
 watch_end(struct built *b, int sig)
 {
 	struct tracee *t = &b->threads[0];
+	int64_t deadline = now_ms() + 60000;
 
 	for (;;) {
 		int status, err;
 
 		if (ptrace(PTRACE_CONT, t->tid, NULL, (long)sig) < 0)
 			return fail_errno("pid %d: ptrace", t->tid);
-		err = tracee_wait(t->tid, now_ms() + 60000, &status);
+		err = tracee_wait(t->tid, deadline, &status);
 		if (err < 0)
 			return fail(-err, "pid %d: does not end: %s", t->tid, strerror(-err));
 		if (!WIFSTOPPED(status))

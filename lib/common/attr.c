@@ -65,6 +65,9 @@ attr_answers(const struct script *s, size_t first, enum attr_scope scope,
 		if (a->how == SPEC)
 			value = (value & PR_SPEC_PRCTL) != 0 && (value & PR_SPEC_ENABLE) == 0
 			    ? value & ~(int64_t)PR_SPEC_PRCTL : 0;
+		/* What fs.suid_dumpable has made 2 nobody can ask for: the stricter one. */
+		if (strcmp(a->name, "dumpable") == 0 && value == 2)
+			value = 0;
 		if (value == a->normal)
 			continue;
 		v = ARRAY_ADD(*values, *n);

@@ -147,3 +147,23 @@ kind_pty_inside(const struct kind_save *s)
 {
 	return S_ISCHR(s->st.st_mode) && kind_held_pty(s, true, kind_pty_number(s->st.st_rdev)) != NULL;
 }
+
+int
+kind_open_fifo(const char *path)
+{
+	int at = open(path, O_PATH | O_CLOEXEC), fd;
+	struct stat st;
+	char own[32];
+
+	if (at < 0 || fstat(at, &st) < 0)
+		fd = -errno;
+	else if (!S_ISFIFO(st.st_mode))
+		fd = -ESTALE;
+	else {
+		snprintf(own, sizeof(own), "/proc/self/fd/%d", at);
+		fd = open(own, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+		fd = fd < 0 ? -errno : fd;
+	}
+	close_fd(&at);
+	return fd;
+}

@@ -98,6 +98,7 @@ struct kind_load {
 	int lowest;          /* the lowest number under which the program knows it */
 	const int *contents; /* an fd for each file with a member, -1 for the others */
 	int (*pipes)[2];     /* both ends of each pipe, -1 until it is made; the caller closes them */
+	unsigned char *pipes_given; /* of each pipe, bits: whose end has been given to an ofd */
 	int *sockets;        /* of each socket that is made, but not yet its ofd, else -1; the caller closes them */
 	int *far;            /* of each socket: where to send what it is to receive, or -1; likewise */
 	int *ptys;           /* of each pseudoterminal: the slave while it is filled, else -1; likewise */
@@ -159,6 +160,9 @@ extern const struct kind *const kinds[KIND_COUNT];
 
 /* The kind that takes this fd; there is always one (the last refuses). Its index in kinds. */
 int kind_of(const struct kind_save *s);
+
+/* For reading and writing, without waiting; -ESTALE where the path is something else, which is not touched. An fd. */
+int kind_open_fifo(const char *path);
 
 /* Is the path that its link shows still this file? */
 bool kind_still_there(const struct kind_save *s);

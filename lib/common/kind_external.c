@@ -206,16 +206,13 @@ static int
 open_fifo_again(const struct kind_load *l, const struct ofd *ofd)
 {
 	char *path = path_mapped(l->maps, l->nmaps, ofd->path), own[32];
-	int held = path == NULL ? -1 : open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY), fd = -1;
-	struct stat st;
+	int held = path == NULL ? -ENOMEM : kind_open_fifo(path), fd = -1;
 
-	if (held >= 0 && fstat(held, &st) == 0 && !S_ISFIFO(st.st_mode)) {
-		close_fd(&held);
-		errno = ESTALE;
-	}
 	snprintf(own, sizeof(own), "/proc/self/fd/%d", held);
 	if (held >= 0)
 		fd = open(own, (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK | O_APPEND)) | O_CLOEXEC);
+	else
+		errno = -held;
 	fd = fd < 0 ? fail_errno("fd %d: %s (--map OLD=NEW tells where it is here)", l->lowest, ofd->path) : fd;
 	close_fd(&held);
 	free(path);
@@ -228,13 +225,15 @@ load_again(const struct kind_load *l, const struct ofd *ofd)
 	const struct socket_ref *k = &l->objects->sockets[ofd->ref];
 	int fd = socket((int)k->family, (int)k->type | SOCK_CLOEXEC, (int)k->protocol);
 	char object[32];
+	int err;
 
 	if (fd < 0)
 		return fail_errno("fd %d: %s", l->lowest, ofd->path);
 	snprintf(object, sizeof(object), "fd %d", l->lowest);
 	sock_set_options(fd, k, object);
-	if (!l->check && connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0) {
-		int err = fail_errno("fd %d: %s: connect", l->lowest, ofd->path);
+	err = sock_connect(fd, &k->remote);
+	if (err < 0) {
+		fail(-err, "fd %d: %s: connect: %s", l->lowest, ofd->path, strerror(-err));
 
 		close(fd);
 		return err;
@@ -267,6 +266,8 @@ load(const struct kind_load *l, const struct ofd *ofd)
 
 	if (fd < 0 && ofd->policy == EXTERNAL_DROP)
 		return load_dropped(ofd);
+	if (fd < 0 && ofd->policy == EXTERNAL_REOPEN && l->check)
+		return fcntl(l->null, F_DUPFD_CLOEXEC, 3);
 	if (fd < 0 && ofd->policy == EXTERNAL_REOPEN)
 		return ofd->path[0] == '/' ? open_fifo_again(l, ofd) : load_again(l, ofd);
 	if (fd < 0)

@@ -34,7 +34,8 @@ plain(const struct bytes *in, struct sockaddr_storage *out)
 	struct sockaddr_in *four = (struct sockaddr_in *)out;
 
 	memset(out, 0, sizeof(*out));
-	memcpy(out, in->p, min_u64(in->n, sizeof(*out)));
+	if (in->n > 0)
+		memcpy(out, in->p, min_u64(in->n, sizeof(*out)));
 	if (in->n < sizeof(*six) || six->sin6_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&six->sin6_addr))
 		return;
 	memset(out, 0, sizeof(*out));
@@ -206,15 +207,39 @@ save(struct kind_save *s, struct ofd *ofd)
 	return err < 0 && err != -ENOTSUP ? fail(-err, "%s: %s: %s", s->object, s->link, strerror(-err)) : err;
 }
 
-/* Is there a listening socket with the port of this address? Index of its ofd, or -1. */
+/* How well a listening socket at this address takes connections to that one; 0: not at all. */
+static int
+takes(const struct bytes *listening, const struct bytes *to)
+{
+	struct sockaddr_storage l, t;
+
+	plain(listening, &l);
+	plain(to, &t);
+	if (port_of(listening) != port_of(to))
+		return 0;
+	if (same_address(listening, to))
+		return 3;
+	if (l.ss_family == AF_INET)
+		return t.ss_family == AF_INET && ((struct sockaddr_in *)&l)->sin_addr.s_addr == htonl(INADDR_ANY) ? 2 : 0;
+	return IN6_IS_ADDR_UNSPECIFIED(&((struct sockaddr_in6 *)&l)->sin6_addr) ? 1 : 0;
+}
+
+/* The listening socket that takes connections to this address: index of its ofd, or -1. */
 static int64_t
 listener(const struct objects *o, const struct bytes *local)
 {
-	for (size_t i = 0; i < o->nofds; i++)
-		if (o->ofds[i].kind == KIND_inet && o->sockets[o->ofds[i].ref].state == SOCKET_LISTENING &&
-		    port_of(&o->sockets[o->ofds[i].ref].local) == port_of(local))
-			return (int64_t)i;
-	return -1;
+	int64_t best = -1;
+	int how = 0;
+
+	for (size_t i = 0; i < o->nofds; i++) {
+		const struct socket_ref *k = o->ofds[i].kind == KIND_inet ? &o->sockets[o->ofds[i].ref] : NULL;
+
+		if (k == NULL || k->state != SOCKET_LISTENING || takes(&k->local, local) <= how)
+			continue;
+		how = takes(&k->local, local);
+		best = (int64_t)i;
+	}
+	return best;
 }
 
 /*
@@ -336,15 +361,15 @@ connect_pair(const struct kind_load *l, const struct socket_ref *from, const str
 		close_fd(&ends[0]);
 		ends[0] = open_like(from);
 		err = ends[0] < 0 ? ends[0] : bind_to(ends[0], &from->local);
-		if (err == 0 && connect(ends[0], (const struct sockaddr *)from->remote.p, (socklen_t)from->remote.n) < 0)
-			err = -errno;
+		if (err == 0)
+			err = sock_connect(ends[0], &from->remote);
 		if (err == 0 || !again(err, deadline))
 			break;
 		err = 0;
 	}
 	if (err == 0) {
-		ends[1] = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
-		err = ends[1] < 0 ? -errno : 0;
+		ends[1] = sock_accept(listening);
+		err = ends[1] < 0 ? ends[1] : 0;
 	}
 	close(listening);
 	return err;
@@ -388,10 +413,7 @@ take_place(const struct socket_ref *k, int fd)
 
 	if (err == 0 && k->state == SOCKET_LISTENING && listen(fd, (int)k->backlog) < 0)
 		err = -errno;
-	if (err == 0 && k->state == SOCKET_CONNECTED &&
-	    connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
-		err = -errno;
-	return err;
+	return err == 0 && k->state == SOCKET_CONNECTED ? sock_connect(fd, &k->remote) : err;
 }
 
 static bool

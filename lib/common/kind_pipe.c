@@ -84,6 +84,8 @@ save(struct kind_save *s, struct ofd *ofd)
 	fd = kind_get_fd(s);
 	err = fd < 0 ? fd : copy_content(fd, p);
 	close_fd(&fd);
+	if (err == 0 && (ofd->flags & O_DIRECT) && p->data.n > 0)
+		err = report_add(s->report, LOSS, 0, s->object, NULL, "%s: where its packets end", s->link);
 	return err < 0 ? fail(-err, "%s: %s: its content cannot be copied: %s", s->object, s->link,
 	    strerror(-err)) : 0;
 }
@@ -93,16 +95,14 @@ static int
 open_fifo(const struct kind_load *l, const struct pipe_ref *p, int ends[2])
 {
 	char *path = path_mapped(l->maps, l->nmaps, p->path);
-	struct stat st;
 	int err = 0;
 
 	if (path == NULL)
 		return -ENOMEM;
-	ends[0] = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
-	if (ends[0] < 0 || fstat(ends[0], &st) < 0)
-		err = fail_errno("fd %d: %s (--map OLD=NEW tells where it is here)", l->lowest, path);
-	else if (!S_ISFIFO(st.st_mode))
-		err = fail(ESTALE, "fd %d: %s: is not a FIFO here", l->lowest, path);
+	ends[0] = kind_open_fifo(path);
+	if (ends[0] < 0)
+		err = fail(-ends[0], "fd %d: %s: %s (--map OLD=NEW tells where it is here)", l->lowest, path,
+		    ends[0] == -ESTALE ? "not a FIFO" : strerror(-ends[0]));
 	else if ((ends[1] = fcntl(ends[0], F_DUPFD_CLOEXEC, 3)) < 0)
 		err = fail_errno("fd %d: %s", l->lowest, path);
 	free(path);
@@ -120,8 +120,12 @@ make(const struct kind_load *l, const struct pipe_ref *p, int ends[2])
 	/* On the same host a FIFO that somebody else has open still has its content. */
 	if (p->path != NULL && ioctl(ends[0], FIONREAD, &there) == 0 && there > 0)
 		return 0;
-	if (p->size > 0 && fcntl(ends[1], F_SETPIPE_SZ, (int)p->size) < 0 && p->data.n > 65536)
-		return fail_errno("a pipe of %llu bytes", (unsigned long long)p->size);
+	/* The kernel gives less where a user has many. */
+	if (p->size > 0)
+		fcntl(ends[1], F_SETPIPE_SZ, (int)p->size);
+	if (p->data.n > 0 && fcntl(ends[1], F_GETPIPE_SZ) < (int)p->data.n)
+		return fail(ENOSPC, "a pipe of %llu bytes cannot be had (sysctl fs.pipe-user-pages-soft)",
+		    (unsigned long long)p->size);
 	if (p->data.n > 0 && write(ends[1], p->data.p, p->data.n) != (ssize_t)p->data.n)
 		return fail_errno("pipe");
 	return 0;
@@ -130,14 +134,24 @@ make(const struct kind_load *l, const struct pipe_ref *p, int ends[2])
 static int
 load(const struct kind_load *l, const struct ofd *ofd)
 {
-	int *ends = l->pipes[ofd->ref], fd, err;
+	int *ends = l->pipes[ofd->ref], fd, err, side = (ofd->flags & O_ACCMODE) != O_RDONLY;
 	char path[32];
 
 	if (ends[0] < 0 && (err = make(l, &l->objects->pipes[ofd->ref], ends)) < 0)
 		return err;
-	/* Opened anew, so that each description has flags of its own. */
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", ends[(ofd->flags & O_ACCMODE) != O_RDONLY]);
-	fd = open(path, (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK | O_DIRECT)) | O_CLOEXEC);
+	/* The first of each end is the pipe's own; another one is opened anew, to have flags of its own. */
+	if (l->objects->pipes[ofd->ref].path == NULL && !(l->pipes_given[ofd->ref] & 1u << side) &&
+	    (ofd->flags & O_ACCMODE) != O_RDWR) {
+		l->pipes_given[ofd->ref] |= (unsigned char)(1u << side);
+		fd = fcntl(ends[side], F_DUPFD_CLOEXEC, 3);
+		if (fd >= 0)
+			fcntl(fd, F_SETFL, (int)(ofd->flags & (O_NONBLOCK | O_DIRECT)));
+		return fd < 0 ? fail_errno("fd %d: %s", l->lowest, ofd->path) : fd;
+	}
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", ends[side]);
+	fd = open(path, (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK)) | O_CLOEXEC);
+	if (fd >= 0 && (ofd->flags & O_DIRECT))
+		fcntl(fd, F_SETFL, (int)(ofd->flags & (O_NONBLOCK | O_DIRECT)));
 	return fd < 0 ? fail_errno("fd %d: %s", l->lowest, ofd->path) : fd;
 }
 

@@ -65,51 +65,58 @@ set_termios(int fd, const struct termios2 *t)
 	return ioctl(fd, TCSETS2, t) < 0 ? -errno : 0;
 }
 
-/* What was written and not yet read at the other end: through settings that change and echo nothing. */
+/* Settings under which bytes pass from the master to the slave as they are. */
+static bool
+is_raw(const struct termios2 *t)
+{
+	return !(t->c_lflag & (ICANON | ECHO | ECHONL | ISIG)) &&
+	    !(t->c_iflag & (ISTRIP | INLCR | IGNCR | ICRNL | IUCLC | IXON | PARMRK));
+}
+
+/* What was written and not yet read at the other end. Input only where it passes as it is. */
 static int
 put(int master, int slave, const struct termios2 *as, const struct bytes *output, const struct bytes *input)
 {
-	struct termios2 quiet = *as;
-	int err;
+	struct termios2 plain = *as;
+	int err = 0;
 
-	quiet.c_oflag &= ~(tcflag_t)OPOST;
-	quiet.c_lflag &= ~(tcflag_t)(ECHO | ECHONL | ISIG);
-	quiet.c_iflag &= ~(tcflag_t)(ISTRIP | INLCR | IGNCR | ICRNL | IUCLC | IXON | IXOFF | PARMRK);
-	err = set_termios(slave, &quiet);
-	if (err == 0 && output->n > 0)
-		err = write_full(slave, output->p, output->n);
+	plain.c_oflag &= ~(tcflag_t)OPOST;
+	if (output->n > 0) {
+		err = set_termios(slave, &plain);
+		if (err == 0)
+			err = write_full(slave, output->p, output->n);
+		if (err == 0)
+			err = set_termios(slave, as);
+	}
 	if (err == 0 && input->n > 0)
 		err = write_full(master, input->p, input->n);
-	if (err == 0)
-		err = set_termios(slave, as);
 	return err;
 }
 
 /*
  * There is no way to look at the queues of a terminal without emptying them: they are read and put back at once,
- * while nobody runs who could read or write them.
+ * while nobody runs who could read or write them. Lines that the terminal edits are left alone: they could
+ * not be put back as they were.
  */
 static int
-save_queues(int master, int slave, const struct termios2 *t, struct pty_ref *p)
+save_queues(struct kind_save *s, int master, int slave, struct pty_ref *p)
 {
-	struct termios2 raw = *t;
+	const struct termios2 *t = (const struct termios2 *)p->termios.p;
 	int in = 0, out = 0, err = 0;
 
-	/* A line that is not ended counts as nothing to read while lines are edited. */
-	raw.c_lflag &= ~(tcflag_t)ICANON;
-	raw.c_cc[VMIN] = 0;
-	raw.c_cc[VTIME] = 0;
 	ioctl(master, FIONREAD, &out);
-	if (out > 0)
+	ioctl(slave, FIONREAD, &in);
+	if (in > 0 && !is_raw(t))
+		err = report_add(s->report, LOSS, 0, s->object, NULL, "/dev/pts/%d: %d bytes of input that has not been read",
+		    (int)p->number, in);
+	if (out > 0 && p->packet)
+		err = report_add(s->report, LOSS, 0, s->object, NULL, "/dev/pts/%d: output that has not been read",
+		    (int)p->number);
+	if (err == 0 && out > 0 && !p->packet)
 		err = take(master, &p->output);
-	if ((t->c_lflag & ICANON) && err == 0) {
-		err = set_termios(slave, &raw);
-		if (err == 0 && ioctl(slave, FIONREAD, &in) == 0 && in > 0)
-			err = take(slave, &p->input);
-	} else if (err == 0 && ioctl(slave, FIONREAD, &in) == 0 && in > 0) {
+	if (err == 0 && in > 0 && is_raw(t))
 		err = take(slave, &p->input);
-	}
-	if (p->output.n > 0 || p->input.n > 0 || (t->c_lflag & ICANON)) {
+	if (p->output.n > 0 || p->input.n > 0) {
 		int back = put(master, slave, t, &p->output, &p->input);
 
 		err = err < 0 ? err : back;
@@ -118,7 +125,7 @@ save_queues(int master, int slave, const struct termios2 *t, struct pty_ref *p)
 }
 
 static int
-save_pair(int master, struct pty_ref *p)
+save_pair(struct kind_save *s, int master, struct pty_ref *p)
 {
 	struct winsize size = {0};
 	int slave, locked = 0, packet = 0, exclusive = 0, err, number = -1, zero = 0;
@@ -145,8 +152,8 @@ save_pair(int master, struct pty_ref *p)
 	ioctl(slave, TIOCGWINSZ, &size);
 	p->rows = size.ws_row;
 	p->cols = size.ws_col;
-	if (err == 0 && !packet)
-		err = save_queues(master, slave, (const struct termios2 *)p->termios.p, p);
+	if (err == 0)
+		err = save_queues(s, master, slave, p);
 	close(slave);
 	return err;
 }
@@ -166,7 +173,7 @@ save_master(struct kind_save *s, struct ofd *ofd)
 			return 0;
 		}
 	if (err == 0)
-		err = save_pair(fd, &p);
+		err = save_pair(s, fd, &p);
 	close_fd(&fd);
 	out = ARRAY_ADD(s->objects->ptys, s->objects->nptys);
 	if (out == NULL)

@@ -172,6 +172,9 @@ refer(struct kind_save *s, struct ofd *ofd)
 		err = sock_peek(fd, &k, s->shared->ofd_of, s->shared->ctx);
 	close_fd(&fd);
 	o->sockets[ofd->ref] = k;
+	if (err == -EMSGSIZE)
+		return report_add(s->report, LOSS, 0, s->object, NULL, "a message of no length in its queue, and what is "
+		    "behind it");
 	return err < 0 && err != -ENOTSUP ? fail(-err, "%s: its queue cannot be read: %s", s->object, strerror(-err))
 					  : err;
 }
@@ -247,7 +250,22 @@ leave(int *before)
 	close_fd(before);
 }
 
-/* A file of that name is the original's, or was: it is set aside until END. */
+/* Messages for a socket that has a name come from one that has none. */
+static int
+fill_by_name(const struct socket_ref *k, const int *fds)
+{
+	int far, err;
+
+	if (k->nqueue == 0 || k->local.n == 0)
+		return 0;
+	far = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	err = far < 0 || connect(far, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) < 0 ? -errno
+	    : sock_send(far, k, fds);
+	close_fd(&far);
+	return err;
+}
+
+/* A file of that name is the original's, or was: it is set aside until END. path: absolute. */
 static int
 set_aside(const struct kind_load *l, const char *path)
 {
@@ -269,29 +287,47 @@ set_aside(const struct kind_load *l, const char *path)
 	return err;
 }
 
+/* At its path, in the directory that it is relative to; full: the same from the root. */
 static int
-bind_again(const struct kind_load *l, const struct socket_ref *k, int fd)
+bind_file(const struct kind_load *l, const struct socket_ref *k, int fd, const char *full)
 {
-	char path[sizeof(struct sockaddr_un)];
-	bool file = address_path(&k->local, path)[0] != '\0' && path[0] != '@';
 	/* One that has been removed since has no file. */
-	int err = file && k->mode != 0 ? set_aside(l, path) : 0;
+	int err = k->mode != 0 ? set_aside(l, full) : 0;
 
 	if (err < 0)
 		return err;
-	if (bind(fd, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) < 0) {
-		/* The original has it, and ends before this one begins: late() tries again. */
-		if (errno == EADDRINUSE && l->moved && !file)
-			return 0;
-		return fail_errno("fd %d: bind to %s", l->lowest, path);
+	if (bind(fd, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) < 0)
+		return fail_errno("fd %d: bind to %s", l->lowest, full);
+	if (k->mode == 0) {
+		err = fill_by_name(k, l->fds);
+		unlink(full);
+		return err < 0 ? fail(-err, "fd %d: %s: its queue: %s", l->lowest, full, strerror(-err)) : 0;
 	}
-	if (file && k->mode == 0)
-		unlink(path);
-	else if (file)
-		chmod(path, (mode_t)k->mode);
-	if (file && k->mode != 0 && l->created != NULL)
-		l->created(l->ctx, path);
+	chmod(full, (mode_t)k->mode);
+	if (l->created != NULL)
+		l->created(l->ctx, full);
 	return 0;
+}
+
+static int
+bind_again(const struct kind_load *l, const struct socket_ref *k, int fd)
+{
+	char path[sizeof(struct sockaddr_un)], *full;
+	int err;
+
+	if (address_path(&k->local, path)[0] != '\0' && path[0] != '@') {
+		if (asprintf(&full, "%s%s%s", k->dir != NULL ? k->dir : "", k->dir != NULL ? "/" : "", path) < 0)
+			return -ENOMEM;
+		err = bind_file(l, k, fd, full);
+		free(full);
+		return err;
+	}
+	if (bind(fd, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) == 0)
+		return 0;
+	/* The original has it, and ends before this one begins: late() tries again. */
+	if (errno == EADDRINUSE && l->moved)
+		return 0;
+	return fail_errno("fd %d: bind to %s", l->lowest, path);
 }
 
 static int
@@ -329,17 +365,21 @@ waits_for_name(const struct objects *o, const struct socket_ref *k, const int *f
 	return (k->local.n > 0 && !has_name(fd)) || (other >= 0 && fds[other] >= 0 && !has_name(fds[other]));
 }
 
-/* As it came about: one connects to the listening socket, which accepts it. */
+/* As it came about: one connects to the listening socket at, which accepts it. */
 static int
-connect_pair(const struct kind_load *l, const struct socket_ref *k, int listening, int pair[2])
+connect_pair(const struct kind_load *l, const struct socket_ref *k, int64_t at, int pair[2])
 {
-	int before = enter(k), err = 0;
+	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err = 0, listening = l->fds[at];
 
-	pair[0] = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0);
+	if (before < 0)
+		return fail(-before, "fd %d: directory of a socket: %s", l->lowest, strerror(-before));
+	pair[0] = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (pair[0] < 0 || connect(pair[0], (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
 		err = fail_errno("fd %d: connect", l->lowest);
-	else if ((pair[1] = accept4(listening, NULL, NULL, SOCK_CLOEXEC)) < 0)
-		err = fail_errno("fd %d: accept", l->lowest);
+	else if ((pair[1] = sock_accept(listening)) < 0)
+		err = fail(-pair[1], "fd %d: accept: %s", l->lowest, strerror(-pair[1]));
+	else
+		fcntl(pair[0], F_SETFL, 0);
 	leave(&before);
 	return err;
 }
@@ -354,9 +394,9 @@ make_pair(const struct kind_load *l, int64_t i, int ends[2])
 	int pair[2] = {-1, -1}, err = 0;
 
 	if (at >= 0 && l->fds[at] >= 0) {
-		err = connect_pair(l, k, l->fds[at], pair);
+		err = connect_pair(l, k, at, pair);
 	} else if (peer != NULL && accepted_at >= 0 && l->fds[accepted_at] >= 0) {
-		err = connect_pair(l, peer, l->fds[accepted_at], pair);
+		err = connect_pair(l, peer, accepted_at, pair);
 		ends[0] = pair[1], ends[1] = pair[0];
 		return err;
 	} else if (socketpair(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0, pair) < 0) {
@@ -370,7 +410,6 @@ static int
 load_connected(const struct kind_load *l, int64_t i)
 {
 	const struct socket_ref *k = &l->objects->sockets[i];
-	int64_t at = listener(l->objects, &k->remote);
 	int ends[2] = {-1, -1}, err, fd;
 
 	if (k->peer >= 0 && l->sockets[i] >= 0) { /* made together with its peer */
@@ -378,12 +417,10 @@ load_connected(const struct kind_load *l, int64_t i)
 		l->sockets[i] = -1;
 		return fd;
 	}
-	/* Not accepted yet, and not to be. */
-	if (k->peer < 0 && at >= 0 && k->waiting) {
+	/* Not accepted yet, and not to be: it connects when all that are accepted have been. */
+	if (k->peer < 0 && k->waiting) {
 		fd = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0);
-		if (fd < 0 || connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
-			return fail_errno("fd %d: connect", l->lowest);
-		return fd;
+		return fd < 0 ? fail_errno("fd %d: socket", l->lowest) : fd;
 	}
 	err = make_pair(l, i, ends);
 	if (err < 0)
@@ -398,21 +435,6 @@ load_connected(const struct kind_load *l, int64_t i)
 	return ends[0];
 }
 
-/* Messages for a socket that has a name come from one that has none. */
-static int
-fill_by_name(const struct socket_ref *k, const int *fds)
-{
-	int far, err;
-
-	if (k->nqueue == 0 || k->local.n == 0)
-		return 0;
-	far = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0);
-	err = far < 0 || connect(far, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) < 0 ? -errno
-	    : sock_send(far, k, fds);
-	close_fd(&far);
-	return err;
-}
-
 /* Listening, or connected to a name; both once it is bound. */
 static int
 take_role(const struct socket_ref *k, int fd)
@@ -421,8 +443,7 @@ take_role(const struct socket_ref *k, int fd)
 
 	if (k->state == SOCKET_LISTENING && listen(fd, (int)k->backlog) < 0)
 		return fail_errno("%s: listen", address_path(&k->local, path));
-	if (k->state == SOCKET_CONNECTED &&
-	    connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
+	if (k->state == SOCKET_CONNECTED && sock_connect(fd, &k->remote) < 0)
 		note("%s: cannot be connected here: %s", address_path(&k->remote, path), strerror(errno));
 	return 0;
 }
@@ -451,7 +472,7 @@ load(const struct kind_load *l, const struct ofd *ofd)
 	char object[32];
 	int fd;
 
-	if (l->check && k->state != SOCKET_CONNECTED)
+	if (l->check)
 		return fcntl(l->null, F_DUPFD_CLOEXEC, 3);
 	fd = pair ? load_connected(l, ofd->ref) : load_single(l, ofd->ref);
 	if (fd < 0)
@@ -464,11 +485,30 @@ load(const struct kind_load *l, const struct ofd *ofd)
 }
 
 static int
+join_queue(const struct kind_load *l, const struct socket_ref *k, int64_t at, int fd)
+{
+	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err = 0;
+	int flags = fcntl(fd, F_GETFL);
+
+	if (before < 0)
+		return fail(-before, "fd %d: directory of a socket: %s", l->lowest, strerror(-before));
+	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	if (connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
+		err = fail_errno("fd %d: connect", l->lowest);
+	fcntl(fd, F_SETFL, flags);
+	leave(&before);
+	return err;
+}
+
+static int
 fill(const struct kind_load *l, const struct ofd *ofd, int fd)
 {
 	const struct socket_ref *k = &l->objects->sockets[ofd->ref];
+	int64_t at = k->waiting ? listener(l->objects, &k->remote) : -1;
 	int err = 0;
 
+	if (at >= 0)
+		return join_queue(l, k, at, fd);
 	if (k->nqueue > 0 && l->far[ofd->ref] >= 0)
 		err = sock_send(l->far[ofd->ref], k, l->fds);
 	else if (has_name(fd))

@@ -93,6 +93,8 @@ wait_done(struct tracee *t)
 struct batch {
 	size_t first, n;
 	uint64_t data, data_end;
+	size_t next;       /* the first call from here on that has data */
+	uint64_t next_data; /* where that begins */
 };
 
 static void
@@ -135,10 +137,15 @@ next_batch(const struct script *s, struct batch *b)
 	b->first = i;
 	b->n = 0;
 	while (i < s->ncalls && b->n < ENTRIES_MAX) {
-		uint64_t end = s->data.len;
+		uint64_t end;
 
-		for (size_t k = i + 1; k < s->ncalls && end == s->data.len; k++)
-			end = first_data(&s->calls[k], end);
+		if (b->next <= i) {
+			b->next_data = s->data.len;
+			for (b->next = i + 1; b->next < s->ncalls && b->next_data == s->data.len; b->next++)
+				b->next_data = first_data(&s->calls[b->next], s->data.len);
+			b->next -= b->next_data != s->data.len;
+		}
+		end = b->next_data;
 		if (end - b->data > LOOP_DATA_MAX)
 			break;
 		b->data_end = max_u64(end, b->data);

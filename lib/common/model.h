@@ -138,7 +138,6 @@ struct creds {
 	int64_t *groups;
 	size_t ngroups;
 	uint64_t cap_inh, cap_prm, cap_eff, cap_bnd, cap_amb;
-	bool no_new_privs;
 };
 
 /* One value that prctl(2) can tell and set; see prctl.def. */
@@ -164,6 +163,7 @@ struct thread {
 	struct arch_regs regs;
 	struct bytes xstate;
 	uint64_t sigmask;
+	bool no_new_privs; /* each thread has its own */
 	taddr altstack_sp;
 	uint64_t altstack_flags, altstack_size;
 	taddr tid_address, robust_head;

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <netinet/in.h>
@@ -49,6 +50,8 @@ header_check(const struct image_header *h, char why[128])
 		return bad(why, "header.id: not 32 hex digits");
 	if (!is_pid(h->pid))
 		return bad(why, "header.pid: not a process ID");
+	if (h->realtime_ns > INT64_MAX / 2 || h->monotonic_ns > INT64_MAX / 2 || h->boottime_ns > INT64_MAX / 2)
+		return bad(why, "header: a time that is not yet");
 	if (h->ntasks == 0 || h->ntasks > MODEL_LIST_MAX || h->tasks[0] != h->pid)
 		return bad(why, "header.tasks: does not begin with header.pid");
 	for (size_t i = 0; i < h->ntasks; i++)
@@ -90,8 +93,10 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 			return bad(why, "task.vmas[%zu]: name too long", i);
 		floor = v->end;
 	}
-	for (size_t i = 0; i < m->objects.nshms; i++)
-		if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
+	for (size_t i = 0; t == m->tasks && i < m->objects.nshms; i++)
+		if (m->objects.shms[i].removed && !m->objects.shms[i].sysv)
+			return bad(why, "objects.shms[%zu]: malformed", i);
+		else if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
 			return bad(why, "objects.shms[%zu]: bad size", i);
 		else if (m->objects.shms[i].sysv && (m->objects.shms[i].id < 0 || m->objects.shms[i].id > INT32_MAX))
 			return bad(why, "objects.shms[%zu]: not an ID", i);
@@ -182,6 +187,25 @@ check_files(const struct objects *o, char why[128])
 			return bad(why, "objects.files[%zu]: too large", i);
 	}
 	return 0;
+}
+
+/* Of what is made once, there is one ofd: sockets, and masters of pseudoterminals. */
+static int
+check_once(const struct objects *o, char why[128])
+{
+	unsigned char *sockets = calloc(o->nsockets + 1, 1), *ptys = calloc(o->nptys + 1, 1);
+	int err = sockets == NULL || ptys == NULL ? -ENOMEM : 0;
+
+	for (size_t i = 0; i < o->nofds && err == 0; i++) {
+		const struct ofd *d = &o->ofds[i];
+		bool socket = d->kind == KIND_unix || d->kind == KIND_inet;
+
+		if ((socket && sockets[d->ref]++ != 0) || (d->kind == KIND_ptm && ptys[d->ref]++ != 0))
+			err = bad(why, "objects.ofds[%zu]: a second one of the same", i);
+	}
+	free(sockets);
+	free(ptys);
+	return err;
 }
 
 static int
@@ -285,13 +309,19 @@ check_socket(const struct objects *o, size_t i, char why[128])
 	    s->backlog > INT32_MAX || s->shutdown > 3 || (s->dir != NULL && s->dir[0] != '/') || !are_packets(o, s))
 		return bad(why, "objects.sockets[%zu]: malformed", i);
 	for (size_t k = 0; k < s->noptions; k++)
-		if (s->options[k].value.n > 16)
-			return bad(why, "objects.sockets[%zu]: an option is too long", i);
+		if (!sock_option_known(s, &s->options[k]))
+			return bad(why, "objects.sockets[%zu]: an option that is not known", i);
+	if (s->state == SOCKET_LISTENING && (s->nqueue > 0 || s->type == SOCK_DGRAM))
+		return bad(why, "objects.sockets[%zu]: listens and holds messages", i);
+	if (!inet && s->dir == NULL && s->local.n > 2 && s->local.p[2] != '/' && s->local.p[2] != '\0')
+		return bad(why, "objects.sockets[%zu]: a path from nowhere", i);
 	if (s->peer < -1 || s->peer >= (int64_t)o->nsockets || s->peer == (int64_t)i)
 		return bad(why, "objects.sockets[%zu]: refers to nothing", i);
 	if (s->peer < 0)
 		return 0;
 	peer = &o->sockets[s->peer];
+	if (inet && s->state == SOCKET_CONNECTED && s->type == SOCK_STREAM && (s->local.n == 0 || s->remote.n == 0))
+		return bad(why, "objects.sockets[%zu]: connected without an address", i);
 	if (s->state == SOCKET_CONNECTED && (s->type != SOCK_DGRAM || s->remote.n == 0) &&
 	    (peer->peer != (int64_t)i || peer->state != SOCKET_CONNECTED || peer->type != s->type ||
 		(peer->family == AF_UNIX) == inet))
@@ -308,6 +338,8 @@ check_objects(const struct objects *o, char why[128])
 		err = check_socket(o, i, why);
 	if (err == 0)
 		err = check_ofds(o, why);
+	if (err == 0)
+		err = check_once(o, why);
 	if (err == 0)
 		err = check_waits(o, why);
 	for (size_t i = 0; i < o->npipes && err == 0; i++)
@@ -450,7 +482,10 @@ static int
 check_counts(const struct objects *o, const struct task *t, char why[128])
 {
 	if (o->nfiles > MODEL_LIST_MAX || o->nshms > MODEL_LIST_MAX || o->nofds > MODEL_LIST_MAX ||
-	    o->npipes > MODEL_LIST_MAX || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
+	    o->npipes > MODEL_LIST_MAX || o->nsockets > MODEL_LIST_MAX || o->nepolls > MODEL_LIST_MAX ||
+	    o->ninotifies > MODEL_LIST_MAX || o->nptys > MODEL_LIST_MAX || o->npidfds > MODEL_LIST_MAX ||
+	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
+	    t->nprctls > 64 || t->nitimers > 3 || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
 	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||
 	    t->creds.ngroups > MODEL_LIST_MAX)
 		return bad(why, "more than %d of something", MODEL_LIST_MAX);
@@ -468,12 +503,24 @@ find_task(const struct model *m, size_t n, int64_t pid)
 	return NULL;
 }
 
+/* Signals that end a process by themselves. */
+static bool
+is_deadly(int64_t sig)
+{
+	static const int harmless[] = {SIGCHLD, SIGCONT, SIGURG, SIGWINCH, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU};
+
+	for (size_t i = 0; i < ARRAY_LEN(harmless); i++)
+		if (sig == harmless[i])
+			return false;
+	return sig >= 1 && sig <= 64;
+}
+
 static bool
 is_wait_status(int64_t status)
 {
 	int64_t sig = status & 0x7f;
 
-	return status >= 0 && (sig == 0 ? (status & ~0xff00LL) == 0 : sig <= 64 && (status & ~0xffLL) == 0);
+	return status >= 0 && (sig == 0 ? (status & ~0xff00LL) == 0 : is_deadly(sig) && (status & ~0xffLL) == 0);
 }
 
 /* Pages that a task has from its parent lie in a mapping that begins inside of one of the parent's. */
@@ -518,6 +565,8 @@ check_place(const struct model *m, size_t i, char why[128])
 		return bad(why, "task.exit_signal: not a signal");
 	if (t->zombie)
 		return is_wait_status(t->status) && t->nthreads == 0 && t->nvmas == 0 && t->nfds == 0 &&
+		    t->nguards == 0 && t->ninherits == 0 && t->nlocks == 0 && t->ntimers == 0 && t->mm.vdso == 0 &&
+		    t->mm.vvar == 0 && t->mm.vdso_size == 0 && t->mm.start_brk == 0 && strlen(t->comm) <= 64 &&
 		    !t->forked ? 0 : bad(why, "task.status: not how a process ends");
 	return check_inherits(t, parent, why);
 }

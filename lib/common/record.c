@@ -220,6 +220,8 @@ get_list(const struct field *f, void *st, void *at, const json_t *json, char why
 	for (size_t i = 0; i < n; i++) {
 		int err = get_element(f, els + i * size, json_array_get(json, i), why);
 
+		if (err < 0 && f->type == FIELD_STRS)
+			free(((char **)els)[i]);
 		if (err < 0)
 			return err;
 		if (f->type != FIELD_INT4)

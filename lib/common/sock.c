@@ -8,6 +8,7 @@
 #include <linux/unix_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -116,6 +117,32 @@ sock_free_unix(struct unix_socket *list, size_t n)
 
 /* --- addresses and options */
 
+enum { WAIT_MS = 3000 };
+
+int
+sock_connect(int fd, const struct bytes *to)
+{
+	int flags = fcntl(fd, F_GETFL), err = 0;
+	struct pollfd p = {fd, POLLOUT, 0};
+
+	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	if (connect(fd, (const struct sockaddr *)to->p, (socklen_t)to->n) < 0)
+		err = -errno;
+	if (err == -EINPROGRESS)
+		err = poll(&p, 1, WAIT_MS) == 1 ? -sock_option(fd, SOL_SOCKET, SO_ERROR) : -ETIMEDOUT;
+	fcntl(fd, F_SETFL, flags);
+	return err;
+}
+
+int
+sock_accept(int listening)
+{
+	struct pollfd p = {listening, POLLIN, 0};
+	int fd = poll(&p, 1, WAIT_MS) == 1 ? accept4(listening, NULL, NULL, SOCK_CLOEXEC) : -1;
+
+	return fd >= 0 ? fd : p.revents == 0 ? -ETIMEDOUT : -errno;
+}
+
 int
 sock_option(int fd, int level, int name)
 {
@@ -165,6 +192,17 @@ families_of(const struct socket_ref *s)
 	if (s->family == AF_UNIX)
 		return f;
 	return f | (s->type == SOCK_STREAM ? FOR_TCP : FOR_UDP);
+}
+
+bool
+sock_option_known(const struct socket_ref *s, const struct socket_option *o)
+{
+	if (o->level == SOL_SOCKET && (o->name == SO_SNDBUF || o->name == SO_RCVBUF))
+		return o->value.n == 4;
+	for (size_t i = 0; i < ARRAY_LEN(rows); i++)
+		if ((rows[i].families & families_of(s)) && rows[i].level == o->level && rows[i].name == o->name)
+			return o->value.n > 0 && o->value.n <= rows[i].bytes;
+	return false;
 }
 
 static int
@@ -290,6 +328,19 @@ peek_at(int fd, bool offsets, int offset, char *buf, size_t len, struct message 
 	return n < 0 ? -errno : n;
 }
 
+static void
+drop_fds(struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c))
+		for (size_t i = 0; c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+		     i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			close(fd);
+		}
+}
+
 static int
 add_packet(struct socket_ref *s, const char *buf, size_t n, struct msghdr *m,
     int64_t (*ofd_of)(void *ctx, int fd), void *ctx)
@@ -317,6 +368,9 @@ peek_all(int fd, char *buf, struct socket_ref *s, int64_t (*ofd_of)(void *ctx, i
 		struct message m;
 		ssize_t n = peek_at(fd, offsets, offset, buf, PEEK_MAX, &m);
 
+		/* Of no length: an offset does not lead past it. */
+		if (n == 0 && s->type != SOCK_STREAM && !(s->shutdown & 1))
+			return -EMSGSIZE;
 		if (n <= 0)
 			return n == 0 || n == -EAGAIN || n == -ENOTCONN ? 0 : (int)n;
 		err = add_packet(s, buf, (size_t)n, &m.head, ofd_of, ctx);
@@ -333,9 +387,16 @@ sock_peek(int fd, struct socket_ref *s, int64_t (*ofd_of)(void *ctx, int fd), vo
 {
 	char *buf = malloc(PEEK_MAX);
 	int before = sock_option(fd, SOL_SOCKET, SO_PEEK_OFF), err;
+	struct message m = {.head = {.msg_controllen = 0}};
 
 	if (buf == NULL)
 		return -ENOMEM;
+	/* Mostly there is nothing, and then the socket is left as it is. */
+	if (peek_at(fd, false, 0, buf, 1, &m) == -EAGAIN) {
+		free(buf);
+		return 0;
+	}
+	drop_fds(&m.head);
 	err = peek_all(fd, buf, s, ofd_of, ctx);
 	if (s->family == AF_UNIX)
 		setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &before, sizeof(before));

@@ -24,6 +24,13 @@ struct unix_socket {
 int sock_list_unix(struct unix_socket **list, size_t *n);
 void sock_free_unix(struct unix_socket *list, size_t n);
 
+/* connect(2) and accept4(2) that give up after a few seconds. Return 0 (an fd), or a negative errno. Silent. */
+int sock_connect(int fd, const struct bytes *to);
+int sock_accept(int listening);
+
+/* Is it one of those in sock.def, for such a socket? */
+bool sock_option_known(const struct socket_ref *s, const struct socket_option *o);
+
 /* An integer option, or -1. */
 int sock_option(int fd, int level, int name);
 

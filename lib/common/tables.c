@@ -175,7 +175,6 @@ static RECORD(rlimit, rlimit_pair, rlimit_fields);
 static const struct field creds_fields[] = {
     INT4(creds, uid), INT4(creds, gid), INTS(creds, groups), HEX(creds, cap_inh),
     HEX(creds, cap_prm), HEX(creds, cap_eff), HEX(creds, cap_bnd), HEX(creds, cap_amb),
-    BOOL(creds, no_new_privs),
 };
 static RECORD(creds, creds, creds_fields);
 
@@ -191,7 +190,7 @@ static RECORD(sched, sched, sched_fields);
 
 static const struct field thread_fields[] = {
     INT(thread, tid), STR(thread, comm), REC(thread, regs, record_regs), BYTES(thread, xstate),
-    HEX(thread, sigmask), HEX(thread, altstack_sp), HEX(thread, altstack_flags),
+    HEX(thread, sigmask), BOOL(thread, no_new_privs), HEX(thread, altstack_sp), HEX(thread, altstack_flags),
     UINT(thread, altstack_size), HEX(thread, tid_address), HEX(thread, robust_head),
     UINT(thread, robust_len), HEX(thread, rseq), UINT(thread, rseq_size),
     HEX(thread, rseq_sig), BYTES(thread, pending), REC(thread, sched, record_sched),

@@ -54,12 +54,20 @@ restart_as_new() {
 	echo "$NEW" >>pids
 }
 
+# /proc tells the same of the tree as it did in `before`.
+as_before() {
+	# The mask of a thread is another one while it is in sigwait(3): look until it is.
+	until_true "oracle $1 >after && diff -q before after >/dev/null" >/dev/null || diff before after
+}
+
 # The victim with these makers, through a file and then through a pipe.
 roundtrip() {
 	start_victim "$@"
+	until_true 'oracle "$PID" >before && oracle "$PID" >after && diff -q before after >/dev/null'
 	ckpt -p "$PID" -o image
 	gone "$PID"
 	restart_as_new image
+	as_before "$NEW"
 	check_victim "$NEW"
 	# The second generation, through a pipe.
 	ckpt -p "$NEW" | restart -d - >new
