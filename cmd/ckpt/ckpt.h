@@ -39,6 +39,7 @@ struct ckpt_options {
 	uint64_t tail;
 	bool eintr; /* --timed-syscalls=eintr */
 	bool check, json, single;
+	bool lose_seccomp, lose_namespaces; /* --allow-loss */
 	int status_fd;
 	struct external_rule *rules;
 	size_t nrules;
@@ -55,6 +56,7 @@ struct target {
 	struct proc_status status;
 	struct proc_stat stat;
 	taddr gadget, restorer;
+	bool suspended; /* its seccomp filters, as long as it is traced */
 };
 
 /* A file that is mapped or executed, while it is open here. */
@@ -77,6 +79,7 @@ struct member {
 	struct task *task;     /* in the model; NULL until all are stopped */
 	struct page_runs runs;
 	unsigned char *vdso; /* code pages, as they are in the process, where no other has the same */
+	taddr park_page;     /* while it is being parked, else 0 */
 	bool zombie;         /* has ended, and its parent has not waited for it */
 };
 
@@ -115,6 +118,8 @@ int target_borrow(const struct target *t, struct tracee *th);
 void target_give_back(struct target *t);
 void target_detach(struct target *t);
 void target_close(struct target *t);
+/* Its seccomp filters have no effect until it is let go. Silent: -EPERM without CAP_SYS_ADMIN. */
+int target_suspend_seccomp(struct target *t);
 /* PTRACE_O_EXITKILL on every thread, or off again. */
 int target_set_exitkill(struct target *t, bool on);
 /* SIGKILL; then wait until it is dead. */
@@ -198,7 +203,8 @@ int put_ack(struct output *o);
 int ending(struct ckpt *c, struct output *o);
 
 /* --- park.c */
-int park(struct ckpt *c);
+/* saved: the image is complete and has its name. */
+int park(struct ckpt *c, bool saved);
 int park_resume(struct ckpt *c, pid_t pid);
 int park_end(struct ckpt *c, pid_t pid);
 int park_list(void);

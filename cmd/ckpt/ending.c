@@ -179,7 +179,7 @@ rescue(struct ckpt *c, const struct output *lost)
 		return tree_end(c) < 0 ? -EIO : -ECONNRESET;
 	tree_set_exitkill(c, false);
 	c->decided = false;
-	err = park(c);
+	err = park(c, false);
 	if (err < 0) {
 		c->decided = true;
 		return err;
@@ -242,7 +242,7 @@ ending(struct ckpt *c, struct output *o)
 	case AFTER_COPY:
 		return 0;
 	case AFTER_PARK:
-		return park(c);
+		return park(c, o->kind == OUTPUT_FILE);
 	default:
 		/* Should ckpt die while it ends them one after another, they end with it. */
 		err = tree_set_exitkill(c, true);

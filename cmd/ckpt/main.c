@@ -63,7 +63,7 @@ misused(const char *what)
 }
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -77,7 +77,8 @@ static const struct option long_options[] = {
     {"status-fd", required_argument, NULL, OPT_STATUS},
     {"stop-timeout", required_argument, NULL, OPT_TIMEOUT},
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
-    {"external", required_argument, NULL, OPT_EXTERNAL}, {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
+    {"external", required_argument, NULL, OPT_EXTERNAL},
+    {"allow-loss", required_argument, NULL, OPT_LOSS}, {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
     {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
 };
@@ -152,6 +153,12 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_CHECK:
 		o->check = true;
+		break;
+	case OPT_LOSS:
+		o->lose_seccomp |= strcmp(optarg, "seccomp") == 0;
+		o->lose_namespaces |= strcmp(optarg, "namespaces") == 0;
+		if (strcmp(optarg, "seccomp") != 0 && strcmp(optarg, "namespaces") != 0)
+			misused("--allow-loss is seccomp or namespaces");
 		break;
 	case OPT_EXTERNAL:
 		add_rule(o, optarg);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <time.h>
@@ -183,8 +184,16 @@ check_seccomp(struct ckpt *c, struct member *who)
 	/* The filters of a whole container are on ckpt as well: not the program's own. */
 	if (who->target.status.seccomp == 2 && who->target.status.seccomp_filters <= ours)
 		return 0;
+	/* They might end it for a call that it is asked to make: so they are suspended while it is. */
+	if (c->opt.lose_seccomp && target_suspend_seccomp(&who->target) < 0)
+		return report_add(&c->report, OBSTACLE, 77, object_name(who, name), "run ckpt as root (CAP_SYS_ADMIN)",
+		    "its seccomp filters might end it when it is asked for its state");
+	if (c->opt.lose_seccomp)
+		return report_add(&c->report, LOSS, 0, object_name(who, name), NULL, "its seccomp filters: it will run without "
+		    "its sandbox");
 	return report_add(&c->report, OBSTACLE, 69, object_name(who, name),
-	    "start it without its sandbox", "it has seccomp filters of its own, which cannot be carried");
+	    "start it without its sandbox, or --allow-loss=seccomp to insist",
+	    "it has seccomp filters of its own, which cannot be carried");
 }
 
 /* --- attributes */
@@ -219,6 +228,7 @@ collect_links(struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
 	char *root = NULL, name[64];
+	struct stat theirs, ours;
 	int err = read_link(who->target.proc, "cwd", &t->cwd);
 
 	if (err == 0)
@@ -226,7 +236,9 @@ collect_links(struct ckpt *c, struct member *who)
 	if (err < 0)
 		return fail(-err, "pid %d: its directories cannot be read: %s", who->target.pid,
 		    strerror(-err));
-	if (strcmp(root, "/") != 0)
+	if (fstatat(who->target.proc, "root", &theirs, 0) < 0 || stat("/", &ours) < 0)
+		err = fail_errno("pid %d: its root", who->target.pid);
+	else if (theirs.st_dev != ours.st_dev || theirs.st_ino != ours.st_ino)
 		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
 		    "it lives in a changed root, %s", root);
 	free(root);
@@ -274,6 +286,22 @@ collect_task_outside(struct member *who)
 	if (proc_read_number(tg->proc, "oom_score_adj", 10, &number) == 0)
 		t->oom_score_adj = number;
 	return 0;
+}
+
+/* Namespaces that restart does not make: it would run in those that are there. */
+static int
+check_namespaces(struct ckpt *c, struct member *who)
+{
+	static const char *const kinds_of[] = {"net", "uts", "cgroup"};
+	char name[64];
+	int err = 0;
+
+	for (size_t i = 0; i < ARRAY_LEN(kinds_of) && err == 0; i++)
+		if (!proc_same_ns(who->target.proc, kinds_of[i]))
+			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+			    "run ckpt in there (nsenter -t PID), or --allow-loss=namespaces to carry it into those of restart",
+			    "it lives in another %s namespace", kinds_of[i]);
+	return err;
 }
 
 /* --single takes it from its children, or them from it. */
@@ -556,6 +584,8 @@ collect_outside(struct ckpt *c, struct member *who)
 		err = check_seccomp(c, who);
 	if (err == 0)
 		err = check_single(c, who);
+	if (err == 0 && !c->opt.lose_namespaces)
+		err = check_namespaces(c, who);
 	if (err == 0)
 		err = check_sharing(c, who);
 	if (err == 0)

@@ -78,8 +78,9 @@ unmap_page(struct tracee *th, taddr at)
 	return tracee_call(th, &unmap, &result);
 }
 
+/* Everything that can fail, so that it fails before anybody is parked. */
 static int
-park_one(struct member *who)
+prepare(struct member *who)
 {
 	struct target *t = &who->target;
 	taddr at = free_page(&t->maps);
@@ -98,38 +99,61 @@ park_one(struct member *who)
 		err = map_page(who, &t->threads[0], at);
 	if (err < 0)
 		return err;
+	who->park_page = at;
 	err = mem_write(t->mem, at, arch_park, (size_t)(arch_park_end - arch_park));
-	if (err < 0) {
-		unmap_page(&t->threads[0], at);
-		return fail(-err, "pid %d: parking: %s", t->pid, strerror(-err));
-	}
-	/* From here on it stops by itself as soon as one of its threads runs. */
+	return err < 0 ? fail(-err, "pid %d: parking: %s", t->pid, strerror(-err)) : 0;
+}
+
+/* From here on it stops by itself as soon as one of its threads runs. */
+static int
+turn_aside(struct member *who)
+{
+	struct target *t = &who->target;
+	int err = 0;
+
 	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
 		struct tracee *th = &t->threads[i];
 		struct arch_regs regs = th->regs;
 
-		arch_set_park(&regs, at, t->status.nspid[t->status.levels - 1],
+		arch_set_park(&regs, who->park_page, t->status.nspid[t->status.levels - 1],
 		    who->task->threads[i].tid, th->frame_at);
 		err = tracee_set_regs(th->tid, &regs);
 		fault(FAULT_parking);
 	}
+	return err;
+}
+
+static void
+leave_parked(struct target *t)
+{
 	for (size_t i = 0; i < t->nthreads; i++) {
 		t->threads[i].borrowed = false; /* it keeps what was borrowed */
 		tracee_detach(&t->threads[i]);
 	}
 	t->nthreads = 0;
-	return err;
 }
 
 int
-park(struct ckpt *c)
+park(struct ckpt *c, bool saved)
 {
 	pid_t pid = c->members[0]->target.pid;
 	int err = 0;
 
-	for (size_t i = c->nmembers; i-- > 0 && err == 0;)
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
 		if (!c->members[i]->zombie)
-			err = park_one(c->members[i]);
+			err = prepare(c->members[i]);
+	for (size_t i = 0; i < c->nmembers && err < 0; i++)
+		if (c->members[i]->park_page != 0)
+			unmap_page(&c->members[i]->target.threads[0], c->members[i]->park_page);
+	/* All or none: should ckpt die while it turns them aside, they end, and the image is there. */
+	if (err == 0 && saved)
+		err = tree_set_exitkill(c, true);
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		err = turn_aside(c->members[i]);
+	if (saved)
+		tree_set_exitkill(c, false);
+	for (size_t i = c->nmembers; i-- > 0 && err == 0;)
+		leave_parked(&c->members[i]->target);
 	if (err == 0)
 		note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", pid, pid, pid);
 	return err;
@@ -197,6 +221,20 @@ leave_park(struct tracee *th, taddr *page)
 	return err < 0 ? err : tracee_set_sigmask(th->tid, mask);
 }
 
+/* Is one of these stopped processes in its parking loop? */
+static bool
+any_parked(const struct ckpt *c)
+{
+	for (size_t i = 0; i < c->nmembers; i++) {
+		const struct target *t = &c->members[i]->target;
+
+		for (size_t k = 0; k < t->nthreads; k++)
+			if (park_page(t->mem, t->threads[k].regs.rip) != 0)
+				return true;
+	}
+	return false;
+}
+
 /* Everything that is parked in this one goes back to where it was. */
 static int
 unpark(struct target *t, bool *stopped)
@@ -225,11 +263,11 @@ park_resume(struct ckpt *c, pid_t pid)
 	size_t n = 0;
 	int err = tree_open(c, pid);
 
-	if (err == 0 && !is_parked(pid))
-		err = not_parked(pid);
 	c->opt.eintr = true;
 	if (err == 0)
 		err = tree_freeze(c);
+	if (err == 0 && !any_parked(c))
+		err = not_parked(pid);
 	if (err == 0) {
 		n = c->nmembers;
 		stopped = calloc(n, sizeof(*stopped));
@@ -255,11 +293,11 @@ park_end(struct ckpt *c, pid_t pid)
 {
 	int err = tree_open(c, pid);
 
-	if (err == 0 && !is_parked(pid))
-		err = not_parked(pid);
-	/* Nobody of them runs, so nobody new appears. */
+	c->opt.eintr = true;
 	if (err == 0)
 		err = tree_freeze(c);
+	if (err == 0 && !any_parked(c))
+		err = not_parked(pid);
 	return err < 0 ? err : tree_end(c);
 }
 

@@ -251,6 +251,8 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 		    "a shadow stack");
 	if (m->pkey != 0)
 		return refuse(c, who, m, NULL, "memory under a protection key");
+	if (strncmp(m->path, "/[aio]", 6) == 0)
+		return refuse(c, who, m, "have the program do without io_setup(2)", "a ring of asynchronous I/O");
 	if (strncmp(m->path, "/SYSV", 5) == 0)
 		return sysv_segment(c, who, m, v);
 	if (strncmp(m->path, "[anon:", 6) == 0 || strncmp(m->path, "[anon_shmem:", 12) == 0) {

@@ -336,10 +336,26 @@ target_detach(struct target *t)
 	t->nthreads = 0;
 }
 
+#ifndef PTRACE_O_SUSPEND_SECCOMP
+#define PTRACE_O_SUSPEND_SECCOMP (1 << 21)
+#endif
+
+int
+target_suspend_seccomp(struct target *t)
+{
+	for (size_t i = 0; i < t->nthreads; i++)
+		if (ptrace(PTRACE_SETOPTIONS, t->threads[i].tid, NULL,
+			PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP) < 0)
+			return -errno;
+	t->suspended = true;
+	return 0;
+}
+
 int
 target_set_exitkill(struct target *t, bool on)
 {
-	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0);
+	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0) |
+	    (t->suspended ? PTRACE_O_SUSPEND_SECCOMP : 0);
 
 	for (size_t i = 0; i < t->nthreads; i++)
 		if (ptrace(PTRACE_SETOPTIONS, t->threads[i].tid, NULL, options) < 0)

@@ -187,6 +187,29 @@ front_wait(pid_t pid)
  * status where others that it has started run on
  */
 
+/*
+ * Which process it will be, before it runs: its number as the one outside sees it can be had from the kernel
+ * also when it has ended again, but only so (a pidfd then tells none).
+ */
+int
+front_announce(const struct restart *r, pid_t pid)
+{
+	char control[CMSG_SPACE(sizeof(struct ucred))] = {0};
+	unsigned char text[2] = {'P', 0};
+	struct iovec iov = {text, sizeof(text)};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+	struct ucred cred = {pid, geteuid(), getegid()};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+
+	if (r->report_fd < 0)
+		return 0;
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_CREDENTIALS;
+	c->cmsg_len = CMSG_LEN(sizeof(cred));
+	memcpy(CMSG_DATA(c), &cred, sizeof(cred));
+	return sendmsg(r->report_fd, &m, MSG_NOSIGNAL) == sizeof(text) ? 0 : fail_errno("report");
+}
+
 static int
 send_report(int report, char what, int status, int pidfd)
 {
@@ -209,11 +232,11 @@ send_report(int report, char what, int status, int pidfd)
 	return sendmsg(report, &m, MSG_NOSIGNAL) == sizeof(text) ? 0 : -errno;
 }
 
-/* 1 and what, then the status (and *pidfd), 0 at the end. */
+/* 1 and what, then the status (and *pidfd, *pid), 0 at the end. */
 static int
-get_report(int report, unsigned char what[2], int *pidfd)
+get_report(int report, unsigned char what[2], int *pidfd, pid_t *pid)
 {
-	char control[CMSG_SPACE(sizeof(int))] = {0};
+	char control[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))] = {0};
 	struct iovec iov = {what, 2};
 	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
 	    .msg_controllen = sizeof(control)};
@@ -222,28 +245,17 @@ get_report(int report, unsigned char what[2], int *pidfd)
 
 	if (n < 2)
 		return n < 0 && errno == EAGAIN ? -EAGAIN : 0;
-	c = CMSG_FIRSTHDR(&m);
-	if (c != NULL && c->cmsg_type == SCM_RIGHTS)
-		memcpy(pidfd, CMSG_DATA(c), sizeof(int));
+	for (c = CMSG_FIRSTHDR(&m); c != NULL; c = CMSG_NXTHDR(&m, c)) {
+		struct ucred cred;
+
+		if (c->cmsg_type == SCM_RIGHTS)
+			memcpy(pidfd, CMSG_DATA(c), sizeof(int));
+		if (c->cmsg_type != SCM_CREDENTIALS || what[0] != 'P')
+			continue;
+		memcpy(&cred, CMSG_DATA(c), sizeof(cred));
+		*pid = cred.pid;
+	}
 	return 1;
-}
-
-/* PID behind a pidfd as we see it: a line of its fdinfo. */
-static pid_t
-pid_of(int pidfd)
-{
-	char path[48], *text;
-	const char *p;
-	int pid = -1;
-
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
-	if (read_file(-1, path, &text) < 0)
-		return -1;
-	p = strstr(text, "Pid:");
-	if (p != NULL)
-		sscanf(p, "Pid: %d", &pid);
-	free(text);
-	return pid;
 }
 
 static void
@@ -297,10 +309,8 @@ front_init(struct restart *r, pid_t pid)
 
 /* The program runs, as which PID is known only now. */
 static void
-has_begun(struct restart *r, int pidfd)
+has_begun(struct restart *r, int pidfd, pid_t pid)
 {
-	pid_t pid = pid_of(pidfd);
-
 	restart_status(r, "running %d", pid);
 	if (r->opt.detach) {
 		if (!r->source.is_channel)
@@ -316,8 +326,10 @@ has_begun(struct restart *r, int pidfd)
 int
 front_outside(struct restart *r, pid_t init, int report)
 {
-	int sigfd = signal_fd(), pidfd = -1, status, got = -EAGAIN;
+	int sigfd = signal_fd(), pidfd = -1, status, got = -EAGAIN, on = 1;
+	pid_t pid = -1;
 
+	setsockopt(report, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
 	do {
 		struct pollfd p[2] = {{sigfd, POLLIN, 0}, {report, POLLIN, 0}};
 		unsigned char what[2];
@@ -333,9 +345,9 @@ front_outside(struct restart *r, pid_t init, int report)
 				if (si.ssi_signo == SIGINT || si.ssi_signo == SIGTERM || si.ssi_signo == SIGHUP)
 					kill(init, SIGKILL);
 		}
-		got = get_report(report, what, &pidfd);
+		got = get_report(report, what, &pidfd, &pid);
 		if (got > 0 && what[0] == 'R')
-			has_begun(r, pidfd);
+			has_begun(r, pidfd, pid);
 		else if (got > 0 && what[0] == 'S')
 			stop_together(pidfd);
 		else if (got > 0 && what[0] == 'E') {

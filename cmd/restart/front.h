@@ -13,6 +13,9 @@
  */
 int front_outside(struct restart *r, pid_t init, int report);
 
+/* In init: which process it will be, while it is still stopped. Returns 0, or a negative errno, logged. */
+int front_announce(const struct restart *r, pid_t pid);
+
 /* In init: the program runs (its pidfd is passed on); reap until it has ended. */
 int front_init(struct restart *r, pid_t pid);
 

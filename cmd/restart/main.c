@@ -335,7 +335,9 @@ let_run(struct restart *r)
 
 	r->ended = true;
 	front_terminal(r);
-	err = release(r);
+	err = front_announce(r, r->built[0].pid);
+	if (err == 0)
+		err = release(r);
 	if (err < 0)
 		return err;
 	files_keep(r);

@@ -157,3 +157,40 @@ C
 	until_true 'grep -q "TracerPid:.*0" /proc/'"$PID"'/status'
 	run ! gone "$PID"
 }
+
+@test "a process under seccomp filters of its own is refused; --allow-loss=seccomp insists, as root" {
+	cat >job.py <<'P'
+import ctypes, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+# Allow everything but rt_sigaction, which ends the process: what ckpt would ask of it.
+prog = [(0x20, 0, 0, 0), (0x15, 0, 1, 13), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *p) for p in prog))
+class fprog(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(fprog(len(prog), ctypes.addressof(code))), 0, 0) == 0
+print("filtered", flush=True)
+for i in range(100000):
+    print(i, flush=True)
+    time.sleep(0.05)
+P
+	start python3 job.py
+	await out filtered 20
+	run -69 ckpt -p "$PID" -o image
+	[[ $output == *seccomp* ]]
+	! gone "$PID"
+	if [ "$(id -u)" -ne 0 ]; then
+		run -77 ckpt --allow-loss=seccomp -p "$PID" -o image
+		[[ $output == *CAP_SYS_ADMIN* ]]
+		! gone "$PID"
+		return 0
+	fi
+	run ckpt --allow-loss=seccomp -c -p "$PID" -o image
+	[ "$status" = 0 ]
+	[[ $output == *sandbox* ]]
+	! gone "$PID"
+	n=$(tail -n 1 out)
+	until_true '[ "$(tail -n 1 out)" -gt '"$n"' ]'
+	grep -q '^Seccomp:.2' "/proc/$PID/status"
+	restart --check image
+}
