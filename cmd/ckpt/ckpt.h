@@ -4,6 +4,7 @@
  *   tree.c     the process and its descendants: find them, stop them, let them go, end them
  *   target.c   one process: find it, stop all of its threads, let them go again
  *   restarted.c  which call an interrupted wait was
+ *   obstacles.c  what keeps it from being moved as a whole
  *   outside.c  what /proc and the kernel tell without its help
  *   inside.c   what only it can tell: borrowed calls
  *   space.c    its mappings and the files behind them
@@ -148,6 +149,7 @@ long restarted_call(const struct tracee *th);
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);
 int collect_outside(struct ckpt *c, struct member *who);
+int collect_obstacles(struct ckpt *c, struct member *who);
 int collect_inside(struct ckpt *c, struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
 int collect_signals(struct member *who);

@@ -14,8 +14,8 @@
 
 #include "kind.h"
 
-static int
-bad(char why[128], const char *fmt, ...)
+int
+model_bad(char why[128], const char *fmt, ...)
 {
 	va_list ap;
 
@@ -35,8 +35,8 @@ header_unknown_feature(const struct image_header *h)
 	return NULL;
 }
 
-static bool
-is_pid(int64_t pid)
+bool
+model_is_pid(int64_t pid)
 {
 	return pid > 0 && pid <= MODEL_PID_MAX;
 }
@@ -45,18 +45,18 @@ int
 header_check(const struct image_header *h, char why[128])
 {
 	if (h->arch == NULL || h->id == NULL || h->host == NULL || h->kernel == NULL)
-		return bad(why, "header: something is missing");
+		return model_bad(why, "header: something is missing");
 	if (strlen(h->id) != 32 || strspn(h->id, "0123456789abcdef") != 32)
-		return bad(why, "header.id: not 32 hex digits");
-	if (!is_pid(h->pid))
-		return bad(why, "header.pid: not a process ID");
+		return model_bad(why, "header.id: not 32 hex digits");
+	if (!model_is_pid(h->pid))
+		return model_bad(why, "header.pid: not a process ID");
 	if (h->realtime_ns > INT64_MAX / 2 || h->monotonic_ns > INT64_MAX / 2 || h->boottime_ns > INT64_MAX / 2)
-		return bad(why, "header: a time that is not yet");
+		return model_bad(why, "header: a time that is not yet");
 	if (h->ntasks == 0 || h->ntasks > MODEL_LIST_MAX || h->tasks[0] != h->pid)
-		return bad(why, "header.tasks: does not begin with header.pid");
+		return model_bad(why, "header.tasks: does not begin with header.pid");
 	for (size_t i = 0; i < h->ntasks; i++)
-		if (!is_pid(h->tasks[i]))
-			return bad(why, "header.tasks[%zu]: not a process ID", i);
+		if (!model_is_pid(h->tasks[i]))
+			return model_bad(why, "header.tasks[%zu]: not a process ID", i);
 	return 0;
 }
 
@@ -77,29 +77,29 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : 0;
 
 		if (!is_user_range(v->start, v->end) || v->start < floor)
-			return bad(why, "task.vmas[%zu]: out of order or out of range", i);
+			return model_bad(why, "task.vmas[%zu]: out of order or out of range", i);
 		if (v->kind < VMA_ANON || v->kind > VMA_SHM || (v->prot & ~7LL) != 0)
-			return bad(why, "task.vmas[%zu]: unknown kind", i);
+			return model_bad(why, "task.vmas[%zu]: unknown kind", i);
 		if (v->kind != VMA_ANON && (v->ref < 0 || v->ref >= limit))
-			return bad(why, "task.vmas[%zu]: refers to nothing", i);
+			return model_bad(why, "task.vmas[%zu]: refers to nothing", i);
 		if (v->offset % PAGE_BYTES != 0 || v->offset > INT64_MAX - (v->end - v->start))
-			return bad(why, "task.vmas[%zu]: bad offset", i);
+			return model_bad(why, "task.vmas[%zu]: bad offset", i);
 		if (v->kind == VMA_SHM &&
 		    v->offset + (v->end - v->start) > page_up(m->objects.shms[v->ref].size))
-			return bad(why, "task.vmas[%zu]: behind the end of its object", i);
+			return model_bad(why, "task.vmas[%zu]: behind the end of its object", i);
 		if (v->flags != NULL && strlen(v->flags) > 256)
-			return bad(why, "task.vmas[%zu]: too many flags", i);
+			return model_bad(why, "task.vmas[%zu]: too many flags", i);
 		if (v->name != NULL && strlen(v->name) > 80)
-			return bad(why, "task.vmas[%zu]: name too long", i);
+			return model_bad(why, "task.vmas[%zu]: name too long", i);
 		floor = v->end;
 	}
 	for (size_t i = 0; t == m->tasks && i < m->objects.nshms; i++)
 		if (m->objects.shms[i].removed && !m->objects.shms[i].sysv)
-			return bad(why, "objects.shms[%zu]: malformed", i);
+			return model_bad(why, "objects.shms[%zu]: malformed", i);
 		else if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
-			return bad(why, "objects.shms[%zu]: bad size", i);
+			return model_bad(why, "objects.shms[%zu]: bad size", i);
 		else if (m->objects.shms[i].sysv && (m->objects.shms[i].id < 0 || m->objects.shms[i].id > INT32_MAX))
-			return bad(why, "objects.shms[%zu]: not an ID", i);
+			return model_bad(why, "objects.shms[%zu]: not an ID", i);
 	for (size_t i = 0, v = 0; i < t->nguards; i++) {
 		const struct page_range *g = &t->guards[i];
 
@@ -107,7 +107,7 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 			v++;
 		if (!is_user_range(g->start, g->end) || v == t->nvmas ||
 		    t->vmas[v].start > g->start || t->vmas[v].end < g->end)
-			return bad(why, "task.guards[%zu]: outside of every mapping", i);
+			return model_bad(why, "task.guards[%zu]: outside of every mapping", i);
 	}
 	return 0;
 }
@@ -119,234 +119,23 @@ check_vdso(const struct task *t, char why[128])
 	const struct mm_layout *mm = &t->mm;
 
 	if (mm->auxv.n > 4096 || mm->auxv.n % 16 != 0)
-		return bad(why, "task.mm.auxv: bad length");
+		return model_bad(why, "task.mm.auxv: bad length");
 	if (mm->start_brk > ARCH_USER_END || mm->brk > ARCH_USER_END || mm->brk < mm->start_brk ||
 	    mm->start_stack > ARCH_USER_END)
-		return bad(why, "task.mm: out of range");
+		return model_bad(why, "task.mm: out of range");
 	if (mm->vdso == 0)
-		return mm->vdso_size == 0 && mm->vvar == 0 ? 0 : bad(why, "task.mm.vdso: incomplete");
+		return mm->vdso_size == 0 && mm->vvar == 0 ? 0 : model_bad(why, "task.mm.vdso: incomplete");
 	if (mm->vdso_size > 1 << 20 || mm->vdso > ARCH_USER_END || mm->vvar > mm->vdso ||
 	    mm->vdso - mm->vvar > 1 << 20 ||
 	    !is_user_range(mm->vvar, page_up(mm->vdso + mm->vdso_size)) ||
 	    mm->vdso % PAGE_BYTES != 0 || mm->vdso_size % PAGE_BYTES != 0)
-		return bad(why, "task.mm.vdso: out of range");
+		return model_bad(why, "task.mm.vdso: out of range");
 	if (mm->vdso_hash == NULL || mm->vdso_member == NULL)
-		return bad(why, "task.mm.vdso: incomplete");
+		return model_bad(why, "task.mm.vdso: incomplete");
 	for (size_t i = 0; i < t->nvmas; i++)
 		if (t->vmas[i].start < mm->vdso + mm->vdso_size && t->vmas[i].end > mm->vvar)
-			return bad(why, "task.mm.vdso: in the way of a mapping");
+			return model_bad(why, "task.mm.vdso: in the way of a mapping");
 	return 0;
-}
-
-/* How many of what the ref of this kind counts, or -1 where it has none. */
-static int64_t
-list_length(const struct objects *o, int64_t kind)
-{
-	switch (kind) {
-	case KIND_reg:
-	case KIND_dir:
-	case KIND_gone:
-		return (int64_t)o->nfiles;
-	case KIND_pipe:
-	case KIND_fifo:
-		return (int64_t)o->npipes;
-	case KIND_eventfd:
-		return (int64_t)o->neventfds;
-	case KIND_timerfd:
-		return (int64_t)o->ntimerfds;
-	case KIND_signalfd:
-		return (int64_t)o->nsignalfds;
-	case KIND_epoll:
-		return (int64_t)o->nepolls;
-	case KIND_inotify:
-		return (int64_t)o->ninotifies;
-	case KIND_pidfd:
-		return (int64_t)o->npidfds;
-	case KIND_unix:
-	case KIND_inet:
-		return (int64_t)o->nsockets;
-	case KIND_ptm:
-	case KIND_pts:
-		return (int64_t)o->nptys;
-	default:
-		return -1;
-	}
-}
-
-static int
-check_files(const struct objects *o, char why[128])
-{
-	for (size_t i = 0; i < o->nfiles; i++) {
-		const struct file_ref *f = &o->files[i];
-
-		if (f->path == NULL || f->path[0] != '/' || strlen(f->path) >= 4096)
-			return bad(why, "objects.files[%zu]: not an absolute path", i);
-		if (f->gone && f->member == NULL)
-			return bad(why, "objects.files[%zu]: neither here nor there", i);
-		if (f->size > INT64_MAX - PAGE_BYTES)
-			return bad(why, "objects.files[%zu]: too large", i);
-	}
-	return 0;
-}
-
-/* Of what is made once, there is one ofd: sockets, and masters of pseudoterminals. */
-static int
-check_once(const struct objects *o, char why[128])
-{
-	unsigned char *sockets = calloc(o->nsockets + 1, 1), *ptys = calloc(o->nptys + 1, 1);
-	int err = sockets == NULL || ptys == NULL ? -ENOMEM : 0;
-
-	for (size_t i = 0; i < o->nofds && err == 0; i++) {
-		const struct ofd *d = &o->ofds[i];
-		bool socket = d->kind == KIND_unix || d->kind == KIND_inet;
-
-		if ((socket && sockets[d->ref]++ != 0) || (d->kind == KIND_ptm && ptys[d->ref]++ != 0))
-			err = bad(why, "objects.ofds[%zu]: a second one of the same", i);
-	}
-	free(sockets);
-	free(ptys);
-	return err;
-}
-
-static int
-check_ofds(const struct objects *o, char why[128])
-{
-	for (size_t i = 0; i < o->nofds; i++) {
-		const struct ofd *d = &o->ofds[i];
-		int64_t n = list_length(o, d->kind);
-
-		if (d->kind < 0 || d->kind >= KIND_unknown)
-			return bad(why, "objects.ofds[%zu]: unknown kind", i);
-		if (n >= 0 ? d->ref < 0 || d->ref >= n : d->path == NULL)
-			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
-		if (d->kind == KIND_gone && o->files[d->ref].member == NULL)
-			return bad(why, "objects.ofds[%zu]: refers to nothing", i);
-		if (d->kind == KIND_unix ? o->sockets[d->ref].family != AF_UNIX
-					 : d->kind == KIND_inet && o->sockets[d->ref].family == AF_UNIX)
-			return bad(why, "objects.ofds[%zu]: refers to another family", i);
-		if (d->kind == KIND_inet && o->sockets[d->ref].type == SOCK_STREAM &&
-		    o->sockets[d->ref].state == SOCKET_CONNECTED && o->sockets[d->ref].peer < 0)
-			return bad(why, "objects.ofds[%zu]: connected to nothing", i);
-		if (d->policy < EXTERNAL_INHERIT || d->policy > EXTERNAL_REOPEN || (d->policy != 0 && d->path == NULL) ||
-		    (d->policy == EXTERNAL_REOPEN && d->path[0] != '/' && (d->ref < 0 || d->ref >= (int64_t)o->nsockets)))
-			return bad(why, "objects.ofds[%zu]: unknown policy", i);
-		if (d->flags > UINT32_MAX || d->pos < 0)
-			return bad(why, "objects.ofds[%zu]: out of range", i);
-	}
-	return 0;
-}
-
-static int
-check_waits(const struct objects *o, char why[128])
-{
-	for (size_t i = 0; i < o->nepolls; i++)
-		for (size_t k = 0; k < o->epolls[i].nitems; k++) {
-			const struct epoll_item *item = &o->epolls[i].items[k];
-
-			if (item->fd < 0 || item->fd > MODEL_FD_MAX || item->ofd < 0 || item->ofd >= (int64_t)o->nofds)
-				return bad(why, "objects.epolls[%zu]: refers to nothing", i);
-		}
-	for (size_t i = 0; i < o->ninotifies; i++)
-		for (size_t k = 0; k < o->inotifies[i].nwatches; k++) {
-			const struct inotify_watch *w = &o->inotifies[i].watches[k];
-
-			if (w->path == NULL || w->path[0] != '/' || w->wd < 1 || w->wd > INT32_MAX)
-				return bad(why, "objects.inotifies[%zu]: malformed", i);
-		}
-	for (size_t i = 0; i < o->ntimerfds; i++)
-		if (o->timerfds[i].value_ns < 0 || o->timerfds[i].interval_ns < 0 ||
-		    o->timerfds[i].value_ns > INT64_MAX / 2 || o->timerfds[i].clock < 0 || o->timerfds[i].clock > 15)
-			return bad(why, "objects.timerfds[%zu]: malformed", i);
-	for (size_t i = 0; i < o->nptys; i++)
-		if (o->ptys[i].termios.n != sizeof(struct termios2) || o->ptys[i].rows > UINT16_MAX ||
-		    o->ptys[i].cols > UINT16_MAX || o->ptys[i].number < 0 || o->ptys[i].number > INT32_MAX)
-			return bad(why, "objects.ptys[%zu]: malformed", i);
-	for (size_t i = 0; i < o->npidfds; i++)
-		if (o->pidfds[i].pid != 0 && !is_pid(o->pidfds[i].pid))
-			return bad(why, "objects.pidfds[%zu]: not a process ID", i);
-	return 0;
-}
-
-/* An address of the family that it is said to be. */
-static bool
-is_address(const struct bytes *b, int64_t family)
-{
-	size_t least = family == AF_UNIX ? 2 : family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
-	size_t most = family == AF_UNIX ? sizeof(struct sockaddr_un) : least;
-	sa_family_t f;
-
-	if (b->n == 0)
-		return true;
-	if (b->n < least || b->n > most)
-		return false;
-	memcpy(&f, b->p, sizeof(f));
-	return f == family;
-}
-
-static bool
-are_packets(const struct objects *o, const struct socket_ref *s)
-{
-	for (size_t i = 0; i < s->nqueue; i++) {
-		if (s->queue[i].nofds > 253 /* SCM_MAX_FD */)
-			return false;
-		for (size_t k = 0; k < s->queue[i].nofds; k++)
-			if (s->queue[i].ofds[k] < 0 || s->queue[i].ofds[k] >= (int64_t)o->nofds)
-				return false;
-	}
-	return true;
-}
-
-static int
-check_socket(const struct objects *o, size_t i, char why[128])
-{
-	const struct socket_ref *s = &o->sockets[i], *peer;
-	bool inet = s->family == AF_INET || s->family == AF_INET6;
-
-	if ((!inet && s->family != AF_UNIX) || s->state < SOCKET_OPEN || s->state > SOCKET_CONNECTED ||
-	    (s->type != SOCK_STREAM && s->type != SOCK_DGRAM && (inet || s->type != SOCK_SEQPACKET)))
-		return bad(why, "objects.sockets[%zu]: unknown kind", i);
-	if (!is_address(&s->local, s->family) || !is_address(&s->remote, s->family) || s->backlog < 0 ||
-	    s->backlog > INT32_MAX || s->shutdown > 3 || (s->dir != NULL && s->dir[0] != '/') || !are_packets(o, s))
-		return bad(why, "objects.sockets[%zu]: malformed", i);
-	for (size_t k = 0; k < s->noptions; k++)
-		if (!sock_option_known(s, &s->options[k]))
-			return bad(why, "objects.sockets[%zu]: an option that is not known", i);
-	if (s->state == SOCKET_LISTENING && (s->nqueue > 0 || s->type == SOCK_DGRAM))
-		return bad(why, "objects.sockets[%zu]: listens and holds messages", i);
-	if (!inet && s->dir == NULL && s->local.n > 2 && s->local.p[2] != '/' && s->local.p[2] != '\0')
-		return bad(why, "objects.sockets[%zu]: a path from nowhere", i);
-	if (s->peer < -1 || s->peer >= (int64_t)o->nsockets || s->peer == (int64_t)i)
-		return bad(why, "objects.sockets[%zu]: refers to nothing", i);
-	if (s->peer < 0)
-		return 0;
-	peer = &o->sockets[s->peer];
-	if (inet && s->state == SOCKET_CONNECTED && s->type == SOCK_STREAM && (s->local.n == 0 || s->remote.n == 0))
-		return bad(why, "objects.sockets[%zu]: connected without an address", i);
-	if (s->state == SOCKET_CONNECTED && (s->type != SOCK_DGRAM || s->remote.n == 0) &&
-	    (peer->peer != (int64_t)i || peer->state != SOCKET_CONNECTED || peer->type != s->type ||
-		(peer->family == AF_UNIX) == inet))
-		return bad(why, "objects.sockets[%zu]: its peer is another one's", i);
-	return 0;
-}
-
-static int
-check_objects(const struct objects *o, char why[128])
-{
-	int err = check_files(o, why);
-
-	for (size_t i = 0; i < o->nsockets && err == 0; i++)
-		err = check_socket(o, i, why);
-	if (err == 0)
-		err = check_ofds(o, why);
-	if (err == 0)
-		err = check_once(o, why);
-	if (err == 0)
-		err = check_waits(o, why);
-	for (size_t i = 0; i < o->npipes && err == 0; i++)
-		if (o->pipes[i].size > INT32_MAX || o->pipes[i].data.n > o->pipes[i].size ||
-		    (o->pipes[i].path != NULL && o->pipes[i].path[0] != '/'))
-			err = bad(why, "objects.pipes[%zu]: holds more than it can", i);
-	return err;
 }
 
 static bool
@@ -374,9 +163,9 @@ check_fds(const struct model *m, const struct task *t, char why[128])
 		const struct fd_slot *f = &t->fds[i];
 
 		if (f->fd < floor || f->fd > MODEL_FD_MAX)
-			return bad(why, "task.fds[%zu]: out of order or out of range", i);
+			return model_bad(why, "task.fds[%zu]: out of order or out of range", i);
 		if (f->ofd < 0 || f->ofd >= (int64_t)m->objects.nofds)
-			return bad(why, "task.fds[%zu]: refers to nothing", i);
+			return model_bad(why, "task.fds[%zu]: refers to nothing", i);
 		floor = f->fd + 1;
 	}
 	for (size_t i = 0; i < t->nlocks; i++) {
@@ -384,7 +173,7 @@ check_fds(const struct model *m, const struct task *t, char why[128])
 
 		if (!has_fd(t, l->fd) || l->kind < LOCK_POSIX || l->kind > LOCK_LEASE || l->start < 0 ||
 		    l->end == INT64_MAX || (l->end != -1 && l->end < l->start))
-			return bad(why, "task.locks[%zu]: malformed", i);
+			return model_bad(why, "task.locks[%zu]: malformed", i);
 	}
 	return 0;
 }
@@ -415,26 +204,26 @@ static int
 check_threads(const struct task *t, char why[128])
 {
 	if (t->nthreads == 0 || t->threads[0].tid != t->pid)
-		return bad(why, "task.threads: the first is not the leader");
+		return model_bad(why, "task.threads: the first is not the leader");
 	for (size_t i = 0; i < t->nthreads; i++) {
 		const struct thread *th = &t->threads[i];
 
-		if (!is_pid(th->tid) || th->comm == NULL || strlen(th->comm) > 64 ||
+		if (!model_is_pid(th->tid) || th->comm == NULL || strlen(th->comm) > 64 ||
 		    !are_pending(&th->pending))
-			return bad(why, "task.threads[%zu]: malformed", i);
+			return model_bad(why, "task.threads[%zu]: malformed", i);
 		if (i > 1 && th->tid <= t->threads[i - 1].tid)
-			return bad(why, "task.threads[%zu]: out of order", i);
+			return model_bad(why, "task.threads[%zu]: out of order", i);
 		if (i > 0 && th->tid == t->pid)
-			return bad(why, "task.threads[%zu]: twice", i);
+			return model_bad(why, "task.threads[%zu]: twice", i);
 		if (th->rseq % 32 != 0 || th->rseq > ARCH_USER_END)
-			return bad(why, "task.threads[%zu].rseq: out of range", i);
+			return model_bad(why, "task.threads[%zu].rseq: out of range", i);
 		if (th->xstate.n < 576 || th->xstate.n > 64 << 10)
-			return bad(why, "task.threads[%zu]: no extended state", i);
+			return model_bad(why, "task.threads[%zu]: no extended state", i);
 		if (th->sched.affinity.n > 8192)
-			return bad(why, "task.threads[%zu]: affinity too long", i);
+			return model_bad(why, "task.threads[%zu]: affinity too long", i);
 		for (size_t j = 0; j < th->nprctls; j++)
 			if (th->prctls[j].name == NULL)
-				return bad(why, "task.threads[%zu]: malformed", i);
+				return model_bad(why, "task.threads[%zu]: malformed", i);
 	}
 	return 0;
 }
@@ -445,36 +234,36 @@ check_task(const struct model *m, const struct task *t, char why[128])
 {
 
 	if (t->cwd == NULL)
-		return bad(why, "task: incomplete");
+		return model_bad(why, "task: incomplete");
 	if (t->exe < 0 || t->exe >= (int64_t)m->objects.nfiles)
-		return bad(why, "task.exe: refers to nothing");
+		return model_bad(why, "task.exe: refers to nothing");
 	if (t->tty < -1 || t->tty >= (int64_t)m->objects.nptys || t->foreground < 0)
-		return bad(why, "task.tty: refers to nothing");
+		return model_bad(why, "task.tty: refers to nothing");
 	if (t->stop_signal != 0 && !is_sig(t->stop_signal))
-		return bad(why, "task.stop_signal: not a signal");
+		return model_bad(why, "task.stop_signal: not a signal");
 	if (t->nrlimits > 64 || !are_pending(&t->pending) || t->umask < 0 || t->umask > 0777)
-		return bad(why, "task: malformed");
+		return model_bad(why, "task: malformed");
 	for (size_t i = 0; i < t->nactions; i++)
 		if (!is_sig(t->actions[i].sig) || t->actions[i].sig == SIGKILL || t->actions[i].sig == SIGSTOP)
-			return bad(why, "task.actions[%zu]: not a signal", i);
+			return model_bad(why, "task.actions[%zu]: not a signal", i);
 	for (size_t i = 0; i < t->nitimers; i++)
 		if (t->itimers[i].which < 0 || t->itimers[i].which > 2 || t->itimers[i].value_us < 0 ||
 		    t->itimers[i].interval_us < 0)
-			return bad(why, "task.itimers[%zu]: malformed", i);
+			return model_bad(why, "task.itimers[%zu]: malformed", i);
 	for (size_t i = 0; i < t->ntimers; i++)
 		if (t->timers[i].id < 0 || t->timers[i].id > INT32_MAX || t->timers[i].value_ns < 0 ||
 		    t->timers[i].interval_ns < 0 || (i > 0 && t->timers[i].id <= t->timers[i - 1].id))
-			return bad(why, "task.timers[%zu]: malformed", i);
+			return model_bad(why, "task.timers[%zu]: malformed", i);
 	for (size_t i = 0; i < t->nprctls; i++)
 		if (t->prctls[i].name == NULL)
-			return bad(why, "task.prctls[%zu]: malformed", i);
+			return model_bad(why, "task.prctls[%zu]: malformed", i);
 	for (int i = 0; i < 4; i++)
 		if (t->creds.uid[i] < 0 || t->creds.uid[i] > UINT32_MAX - 1 || t->creds.gid[i] < 0 ||
 		    t->creds.gid[i] > UINT32_MAX - 1)
-			return bad(why, "task.creds: not an ID");
+			return model_bad(why, "task.creds: not an ID");
 	for (size_t i = 0; i < t->creds.ngroups; i++)
 		if (t->creds.groups[i] < 0 || t->creds.groups[i] > UINT32_MAX - 1)
-			return bad(why, "task.creds.groups[%zu]: not an ID", i);
+			return model_bad(why, "task.creds.groups[%zu]: not an ID", i);
 	return 0;
 }
 
@@ -488,7 +277,7 @@ check_counts(const struct objects *o, const struct task *t, char why[128])
 	    t->nprctls > 64 || t->nitimers > 3 || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
 	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||
 	    t->creds.ngroups > MODEL_LIST_MAX)
-		return bad(why, "more than %d of something", MODEL_LIST_MAX);
+		return model_bad(why, "more than %d of something", MODEL_LIST_MAX);
 	return 0;
 }
 
@@ -530,7 +319,7 @@ check_inherits(const struct task *t, const struct task *parent, char why[128])
 	taddr floor = 0;
 
 	if (t->forked ? parent == NULL || t->ninherits == 0 : t->ninherits > 0)
-		return bad(why, "task.inherits: without a parent");
+		return model_bad(why, "task.inherits: without a parent");
 	for (size_t i = 0, v = 0, p = 0; i < t->ninherits; i++) {
 		const struct page_range *r = &t->inherits[i];
 
@@ -538,13 +327,13 @@ check_inherits(const struct task *t, const struct task *parent, char why[128])
 			v++;
 		if (!is_user_range(r->start, r->end) || r->start < floor || v == t->nvmas ||
 		    t->vmas[v].start > r->start || t->vmas[v].end < r->end)
-			return bad(why, "task.inherits[%zu]: outside of every mapping", i);
+			return model_bad(why, "task.inherits[%zu]: outside of every mapping", i);
 		while (p < parent->nvmas && parent->vmas[p].end <= t->vmas[v].start)
 			p++;
 		if (p == parent->nvmas || parent->vmas[p].start > t->vmas[v].start ||
 		    parent->vmas[p].end < r->end || parent->vmas[p].kind != t->vmas[v].kind ||
 		    parent->vmas[p].ref != t->vmas[v].ref || parent->vmas[p].shared || t->vmas[v].shared)
-			return bad(why, "task.inherits[%zu]: the parent has other memory there", i);
+			return model_bad(why, "task.inherits[%zu]: the parent has other memory there", i);
 		floor = r->end;
 	}
 	return 0;
@@ -555,19 +344,19 @@ check_place(const struct model *m, size_t i, char why[128])
 {
 	const struct task *t = &m->tasks[i], *parent = find_task(m, i, t->ppid);
 
-	if (t->pid != m->header.tasks[i] || !is_pid(t->pid) || find_task(m, i, t->pid) != NULL)
-		return bad(why, "task %" PRId64 ": not the one that it should be", t->pid);
+	if (t->pid != m->header.tasks[i] || !model_is_pid(t->pid) || find_task(m, i, t->pid) != NULL)
+		return model_bad(why, "task %" PRId64 ": not the one that it should be", t->pid);
 	if (t->comm == NULL || t->pgid < 0 || t->sid < 0 || t->pgid > MODEL_PID_MAX || t->sid > MODEL_PID_MAX)
-		return bad(why, "task: incomplete");
+		return model_bad(why, "task: incomplete");
 	if (i == 0 ? t->ppid != 0 || t->zombie || t->pid != m->header.pid : parent == NULL || parent->zombie)
-		return bad(why, "task.ppid: not before it in the list");
+		return model_bad(why, "task.ppid: not before it in the list");
 	if (t->exit_signal < 0 || t->exit_signal > 64)
-		return bad(why, "task.exit_signal: not a signal");
+		return model_bad(why, "task.exit_signal: not a signal");
 	if (t->zombie)
 		return is_wait_status(t->status) && t->nthreads == 0 && t->nvmas == 0 && t->nfds == 0 &&
 		    t->nguards == 0 && t->ninherits == 0 && t->nlocks == 0 && t->ntimers == 0 && t->mm.vdso == 0 &&
 		    t->mm.vvar == 0 && t->mm.vdso_size == 0 && t->mm.start_brk == 0 && strlen(t->comm) <= 64 &&
-		    !t->forked ? 0 : bad(why, "task.status: not how a process ends");
+		    !t->forked ? 0 : model_bad(why, "task.status: not how a process ends");
 	return check_inherits(t, parent, why);
 }
 
@@ -594,12 +383,12 @@ check_one(const struct model *m, size_t i, char why[128])
 int
 model_check(const struct model *m, char why[128])
 {
-	int err = m->header.ntasks == 0 ? bad(why, "header.tasks: none") : 0;
+	int err = m->header.ntasks == 0 ? model_bad(why, "header.tasks: none") : 0;
 
 	if (err == 0)
 		err = check_counts(&m->objects, &m->tasks[0], why);
 	if (err == 0)
-		err = check_objects(&m->objects, why);
+		err = objects_check(&m->objects, why);
 	for (size_t i = 0; i < m->header.ntasks && err == 0; i++)
 		err = check_one(m, i, why);
 	return err;

@@ -215,7 +215,7 @@ S
 	done
 	kill -QUIT "$PID"
 	ended 30
-	[ ! -s error.log ] || ! grep -E 'crit|alert|emerg' error.log
+	run ! grep -sE 'crit|alert|emerg' error.log
 }
 
 @test "postgresql with an open transaction of a client in its tree" {
@@ -244,7 +244,7 @@ S
 	await out end 30
 	grep -qx 500500 out
 	[ "$("$bin/psql" -qtA -h "$T" -U me -c 'select count(*) from t' postgres)" = 1000 ]
-	! grep -E 'PANIC|FATAL' server.log
+	run ! grep -E 'PANIC|FATAL' server.log
 }
 
 @test "tmux holding a shell and vim: the screen is the same, and so is the work" {

@@ -178,19 +178,35 @@ P
 	await out filtered 20
 	run -69 ckpt -p "$PID" -o image
 	[[ $output == *seccomp* ]]
-	! gone "$PID"
+	run ! gone "$PID"
 	if [ "$(id -u)" -ne 0 ]; then
 		run -77 ckpt --allow-loss=seccomp -p "$PID" -o image
 		[[ $output == *CAP_SYS_ADMIN* ]]
-		! gone "$PID"
+		run ! gone "$PID"
 		return 0
 	fi
 	run ckpt --allow-loss=seccomp -c -p "$PID" -o image
 	[ "$status" = 0 ]
 	[[ $output == *sandbox* ]]
-	! gone "$PID"
+	run ! gone "$PID"
 	n=$(tail -n 1 out)
 	until_true '[ "$(tail -n 1 out)" -gt '"$n"' ]'
 	grep -q '^Seccomp:.2' "/proc/$PID/status"
 	restart --check image
+}
+
+@test "restart -d tells the PID also of a program that ends at once" {
+	mkfifo input
+	spawn out sh -c 'read -r x <input; exit 3' >pid
+	PID=$(cat pid)
+	echo "$PID" >>pids
+	exec 7>input
+	until_true '[ "$(readlink /proc/'"$PID"'/fd/0)" = "$T/input" ]'
+	ckpt --external drop -p "$PID" -o image
+	exec 7>&-
+	for _ in 1 2 3 4 5 6 7 8; do
+		n=$(restart --pid=ns -d image </dev/null)
+		[ "$n" -gt 1 ]
+	done
+	run -3 restart image </dev/null
 }

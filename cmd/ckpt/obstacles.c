@@ -1,0 +1,129 @@
+/*
+ * What keeps a process as a whole from being moved: sandboxes, namespaces, what it shares in unusual ways.
+ */
+#include <errno.h>
+#include <linux/kcmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "io.h"
+#include "kfeat.h"
+#include "log.h"
+
+static char *
+object_name(const struct member *who, char name[64])
+{
+	snprintf(name, 64, "pid %d", who->target.pid);
+	return name;
+}
+
+static int
+check_seccomp(struct ckpt *c, struct member *who)
+{
+	int self = proc_open(getpid());
+	struct proc_status own;
+	char name[64];
+	unsigned ours = 0;
+
+	if (who->target.status.seccomp == 0)
+		return 0;
+	if (self >= 0 && proc_read_status(self, &own) == 0) {
+		ours = own.seccomp == 2 ? own.seccomp_filters : 0;
+		proc_status_fini(&own);
+	}
+	close_fd(&self);
+	/* The filters of a whole container are on ckpt as well: not the program's own. */
+	if (who->target.status.seccomp == 2 && who->target.status.seccomp_filters <= ours)
+		return 0;
+	/* They might end it for a call that it is asked to make: so they are suspended while it is. */
+	if (c->opt.lose_seccomp && target_suspend_seccomp(&who->target) < 0)
+		return report_add(&c->report, OBSTACLE, 77, object_name(who, name), "run ckpt as root (CAP_SYS_ADMIN)",
+		    "its seccomp filters might end it when it is asked for its state");
+	if (c->opt.lose_seccomp)
+		return report_add(&c->report, LOSS, 0, object_name(who, name), NULL, "its seccomp filters: it will run without "
+		    "its sandbox");
+	return report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+	    "start it without its sandbox, or --allow-loss=seccomp to insist",
+	    "it has seccomp filters of its own, which cannot be carried");
+}
+
+/* Namespaces that restart does not make: it would run in those that are there. */
+static int
+check_namespaces(struct ckpt *c, struct member *who)
+{
+	static const char *const kinds_of[] = {"net", "uts", "cgroup"};
+	char name[64];
+	int err = 0;
+
+	for (size_t i = 0; i < ARRAY_LEN(kinds_of) && err == 0; i++)
+		if (!proc_same_ns(who->target.proc, kinds_of[i]))
+			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+			    "run ckpt in there (nsenter -t PID), or --allow-loss=namespaces to carry it into those of restart",
+			    "it lives in another %s namespace", kinds_of[i]);
+	return err;
+}
+
+/* --single takes it from its children, or them from it. */
+static int
+check_single(struct ckpt *c, struct member *who)
+{
+	char name[64];
+	int *pids, err;
+	size_t n;
+
+	if (!c->opt.single)
+		return 0;
+	err = proc_children(who->target.proc, who->target.pid, &pids, &n);
+	if (err < 0)
+		return fail(-err, "pid %d: its children cannot be listed: %s", who->target.pid, strerror(-err));
+	if (n > 0)
+		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+		    "leave out --single, or wait until they have ended",
+		    "it has %zu child%s, %d first, which it could not wait for", n, n > 1 ? "ren" : "", pids[0]);
+	free(pids);
+	return err;
+}
+
+/*
+ * What tasks share as threads do, without being threads. Files are told apart by fds.c; a shared
+ * address space, table of files or table of handlers cannot be made by fork(2) and exec(2).
+ */
+static int
+check_sharing(struct ckpt *c, struct member *who)
+{
+	static const struct {
+		int type;
+		const char *what;
+	} shared[] = {{KCMP_VM, "its memory (a vfork that goes on, or clone with CLONE_VM)"},
+	    {KCMP_FILES, "its table of open files (clone with CLONE_FILES)"},
+	    {KCMP_SIGHAND, "its signal handlers (clone with CLONE_SIGHAND)"},
+	    {KCMP_FS, "its working directory (clone with CLONE_FS)"}};
+	char name[64];
+	int err = 0;
+
+	for (size_t m = 0; kfeat(KFEAT_kcmp) && c->members[m] != who && err == 0; m++)
+		for (size_t i = 0; i < ARRAY_LEN(shared) && err == 0; i++)
+			if (!c->members[m]->zombie && syscall(SYS_kcmp, c->members[m]->target.pid,
+				who->target.pid, shared[i].type, 0, 0) == 0) {
+				err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+				    "it shares with pid %d %s", c->members[m]->target.pid, shared[i].what);
+				break;
+			}
+	return err;
+}
+
+int
+collect_obstacles(struct ckpt *c, struct member *who)
+{
+	int err = check_seccomp(c, who);
+
+	if (err == 0)
+		err = check_single(c, who);
+	if (err == 0 && !c->opt.lose_namespaces)
+		err = check_namespaces(c, who);
+	return err < 0 ? err : check_sharing(c, who);
+}
