@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ptrace.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #include "ckpt.h"
@@ -50,18 +50,35 @@ tell_late_signals(const struct member *who)
 	proc_status_fini(&st);
 }
 
+/* Segments of System V that one of them had made and nobody has any more: they are in the image now. */
+static void
+remove_segments(const struct ckpt *c)
+{
+	const struct objects *o = &c->model.objects;
+	struct shmid_ds ds;
+
+	for (size_t i = 0; i < o->nshms; i++)
+		if (o->shms[i].sysv && shmctl((int)o->shms[i].id, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0 &&
+		    tree_find(c, ds.shm_cpid) != NULL)
+			shmctl((int)o->shms[i].id, IPC_RMID, NULL);
+}
+
 static int
 end_original(struct ckpt *c, struct output *o)
 {
+	bool here;
 	int err;
 
 	for (size_t i = 0; i < c->nmembers; i++)
 		if (!c->members[i]->zombie)
 			tell_late_signals(c->members[i]);
 	leave_fds(c);
+	here = proc_same_ns(c->members[0]->target.proc, "ipc");
 	err = tree_end(c);
 	if (err < 0)
 		return err;
+	if (here)
+		remove_segments(c);
 	c->decided = false; /* carried out */
 	output_status(o, "ended %d", c->members[0]->target.pid);
 	debug(LOG_VERBOSE, "pid %d: ended", c->members[0]->target.pid);
