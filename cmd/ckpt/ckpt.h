@@ -150,6 +150,8 @@ long restarted_call(const struct tracee *th);
 int collect_header(struct ckpt *c);
 int collect_outside(struct ckpt *c, struct member *who);
 int collect_obstacles(struct ckpt *c, struct member *who);
+/* When who is who is known of all: sessions that cannot be made again. */
+int collect_sessions(struct ckpt *c);
 int collect_inside(struct ckpt *c, struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
 int collect_signals(struct member *who);

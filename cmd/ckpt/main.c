@@ -351,6 +351,8 @@ collect_from_outside(struct ckpt *c)
 		if (err == 0 && !c->members[i]->zombie)
 			err = collect_space(c, c->members[i]);
 	}
+	if (err == 0)
+		err = collect_sessions(c);
 	return err < 0 ? err : collect_fds(c);
 }
 

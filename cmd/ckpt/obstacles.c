@@ -13,6 +13,7 @@
 #include "io.h"
 #include "kfeat.h"
 #include "log.h"
+#include "sessions.h"
 
 static char *
 object_name(const struct member *who, char name[64])
@@ -126,4 +127,23 @@ collect_obstacles(struct ckpt *c, struct member *who)
 	if (err == 0 && !c->opt.lose_namespaces)
 		err = check_namespaces(c, who);
 	return err < 0 ? err : check_sharing(c, who);
+}
+
+int
+collect_sessions(struct ckpt *c)
+{
+	int64_t *birth = calloc(c->nmembers, sizeof(*birth));
+	char name[64];
+	int err = birth == NULL ? -ENOMEM : 0;
+
+	if (err == 0)
+		sessions_of_birth(&c->model, birth);
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!sessions_can_make(&c->model, birth, i))
+			err = report_add(&c->report, OBSTACLE, 69, object_name(c->members[i], name),
+			    "end it, or the leader of its session",
+			    "its session %lld cannot be made again: the leader is neither its ancestor nor a brother before it",
+			    (long long)birth[i]);
+	free(birth);
+	return err;
 }

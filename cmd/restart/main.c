@@ -315,7 +315,8 @@ make(struct restart *r)
 			if (r->model.tasks[k].pid == r->model.tasks[i].ppid)
 				r->built[i].parent = &r->built[k];
 	}
-	tree_find_births(r);
+	if (err == 0)
+		err = tree_find_births(r);
 	if (err == 0)
 		err = make_processes(r);
 	for (size_t i = 0; i < n && err == 0; i++)

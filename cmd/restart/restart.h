@@ -142,7 +142,7 @@ enum stock { STOCK_FILES, STOCK_SHMS, STOCK_OFDS, STOCK_PROGRAMS, STOCK_END };
 uint64_t stock_fd(const struct restart *r, enum stock what, int64_t index);
 
 /* Which sessions the processes must be born in. */
-void tree_find_births(struct restart *r);
+int tree_find_births(struct restart *r);
 /* The children of b, which must be complete but for them. */
 int tree_children(struct restart *r, struct built *b);
 /* Process groups; those that have ended; helpers are gone. */

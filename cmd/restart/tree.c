@@ -19,8 +19,7 @@
 #include "io.h"
 #include "log.h"
 #include "restart.h"
-
-#define ANY_SESSION 0
+#include "sessions.h"
 
 static struct built *
 find_built(const struct restart *r, int64_t pid)
@@ -31,28 +30,26 @@ find_built(const struct restart *r, int64_t pid)
 	return NULL;
 }
 
-/* The session that a task must be born in (find_births()). */
+/* The session that a task must be born in (sessions.h). */
 static int64_t
 birth_session(const struct restart *r, size_t i)
 {
 	return r->built[i].birth;
 }
 
-/*
- * Its own, or for a leader that of a child that is of an older one. Parents come before their children, so from the
- * last to the first all children of a task are known when it is its turn.
- */
-void
+int
 tree_find_births(struct restart *r)
 {
-	for (size_t i = 0; i < r->model.header.ntasks; i++)
-		r->built[i].birth = r->built[i].task->session_leader ? ANY_SESSION : r->built[i].task->sid;
-	for (size_t i = r->model.header.ntasks; i-- > 1;) {
-		struct built *b = &r->built[i], *parent = b->parent;
+	size_t n = r->model.header.ntasks;
+	int64_t *birth = calloc(n, sizeof(*birth));
 
-		if (b->birth != ANY_SESSION && parent->task->session_leader && b->birth != parent->task->pid)
-			parent->birth = b->birth;
-	}
+	if (birth == NULL)
+		return fail(ENOMEM, "out of memory");
+	sessions_of_birth(&r->model, birth);
+	for (size_t i = 0; i < n; i++)
+		r->built[i].birth = birth[i];
+	free(birth);
+	return 0;
 }
 
 /*

@@ -310,3 +310,31 @@ print("closed", flush=True)')
 	await out end 20
 	exec 9<&-
 }
+
+@test "a session whose living leader is out of the way is refused before anything is ended" {
+	cat >job.py <<'P'
+import ctypes, os, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # the nearest subreaper
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.setsid()
+        middle = os.fork()
+        if middle == 0:
+            if os.fork() == 0:
+                time.sleep(1000)
+            os._exit(0)
+        os.waitpid(middle, 0)
+    time.sleep(1000)
+while len(open("/proc/self/task/%d/children" % os.getpid()).read().split()) < 2:
+    time.sleep(0.01)
+print("ready", flush=True)
+time.sleep(1000)
+P
+	start python3 job.py
+	await out ready 20
+	oracle "$PID" >before
+	run -69 ckpt -p "$PID" -o image
+	[[ $output == *session* ]]
+	[ ! -e image ]
+	as_before "$PID"
+}
