@@ -18,15 +18,23 @@
 #include "kind.h"
 #include "log.h"
 
+/* Close-on-exec belongs to the fd, all else to the open file description. */
+static uint64_t
+without_cloexec(const struct held *h)
+{
+	return h->info.flags & ~(uint64_t)O_CLOEXEC;
+}
+
 static bool
 same_ofd(const struct held *a, const struct held *b)
 {
 	long r;
 
 	/* Position and flags may be changed by somebody outside while they are read. */
-	bool equal = a->pos == b->pos && a->flags == b->flags && !a->anon;
+	bool equal = a->info.pos == b->info.pos && without_cloexec(a) == without_cloexec(b) &&
+	    strncmp(a->link, "anon_inode:", 11) != 0; /* an inode that all such objects share */
 
-	if (a->dev != b->dev || a->ino != b->ino)
+	if (a->st.st_dev != b->st.st_dev || a->st.st_ino != b->st.st_ino)
 		return false;
 	if (!kfeat(KFEAT_kcmp))
 		return equal;
@@ -116,29 +124,13 @@ add_ofd(struct ckpt *c, struct kind_save *s)
 	return err;
 }
 
-static int
-look_at(const struct held *h, struct kind_save *s, char **link)
-{
-	char path[32];
-	int err;
-
-	snprintf(path, sizeof(path), "fd/%d", s->fd);
-	err = read_link(s->proc, path, link);
-	s->link = *link;
-	if (err == 0 && fstatat(s->proc, path, &s->st, 0) < 0)
-		err = -errno;
-	if (err == 0)
-		err = proc_read_fdinfo(s->proc, s->fd, &s->info);
-	return err < 0 ? fail(-err, "pid %d: fd %d: %s", h->pid, s->fd, strerror(-err)) : 0;
-}
-
 static struct kind_save
 save_of(struct ckpt *c, const struct held *h, const char *object)
 {
-	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .object = object,
-	    .embed = c->opt.embed == EMBED_ALL, .held = c->held, .nheld = c->nheld, .tasks = c->tasks,
-	    .ntasks = c->nmembers, .objects = &c->model.objects, .report = &c->report, .shared = &c->shared, .rules = c->opt.rules,
-	    .nrules = c->opt.nrules};
+	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .link = h->link,
+	    .st = h->st, .info = h->info, .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held,
+	    .nheld = c->nheld, .tasks = c->tasks, .ntasks = c->nmembers, .objects = &c->model.objects,
+	    .report = &c->report, .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
 }
 
 /* One fd: which of those before it is the same, or what is it? */
@@ -146,12 +138,12 @@ static int
 collect_fd(struct ckpt *c, struct member *who, struct held *h)
 {
 	struct task *t = who->task;
-	char object[48], *link = NULL;
+	char object[48];
 	struct kind_save s = save_of(c, h, object);
 	const struct held *same = c->held;
 	struct fd_slot *slot;
 	bool first, first_here = true;
-	int err;
+	int err = 0;
 
 	while (same != h && !same_ofd(same, h))
 		same++;
@@ -162,24 +154,19 @@ collect_fd(struct ckpt *c, struct member *who, struct held *h)
 	slot = ARRAY_ADD(t->fds, t->nfds);
 	if (slot == NULL)
 		return -ENOMEM;
-	*slot = (struct fd_slot){h->fd, h->ofd, h->cloexec};
+	*slot = (struct fd_slot){h->fd, h->ofd, (h->info.flags & O_CLOEXEC) != 0};
 	if (!first_here)
 		return 0;
 	snprintf(object, sizeof(object), "pid %d: fd %d", h->pid, h->fd);
-	err = look_at(h, &s, &link);
-	if (err == 0 && first)
+	if (first)
 		err = add_ofd(c, &s);
-	if (err == 0)
-		err = add_locks(c, t, &s, first);
-	free(link);
-	return err;
+	return err < 0 ? err : add_locks(c, t, &s, first);
 }
 
 static int
 master_number(const struct held *h)
 {
-	struct kind_save s = {.pidfd = h->pidfd, .fd = h->fd};
-	int fd = kind_get_fd(&s), number = -1;
+	int fd = kind_held_fd(h), number = -1;
 
 	if (fd >= 0 && ioctl(fd, TIOCGPTN, &number) < 0)
 		number = -1;
@@ -187,33 +174,36 @@ master_number(const struct held *h)
 	return number;
 }
 
+/* What there is to know of it from outside; pid, pidfd, proc and fd are set. */
+static int
+look_at(struct held *h)
+{
+	char path[32];
+	int err;
+
+	snprintf(path, sizeof(path), "fd/%d", h->fd);
+	h->ofd = h->pty = -1;
+	err = read_link(h->proc, path, &h->link);
+	if (err == 0 && fstatat(h->proc, path, &h->st, 0) < 0)
+		err = -errno;
+	if (err == 0)
+		err = proc_read_fdinfo(h->proc, h->fd, &h->info);
+	if (err < 0)
+		return fail(-err, "pid %d: fd %d: %s", h->pid, h->fd, strerror(-err));
+	if (S_ISCHR(h->st.st_mode))
+		h->pty = kind_is_ptmx(h->st.st_rdev) ? master_number(h) : kind_pty_number(h->st.st_rdev);
+	return 0;
+}
+
 static int
 hold(struct ckpt *c, const struct member *who, int fd)
 {
 	struct held *h = ARRAY_ADD(c->held, c->nheld);
-	struct proc_fdinfo info;
-	struct stat st;
-	char path[32], *link = NULL;
-	int err;
 
 	if (h == NULL)
 		return -ENOMEM;
-	snprintf(path, sizeof(path), "fd/%d", fd);
-	err = proc_read_fdinfo(who->target.proc, fd, &info);
-	if (err == 0 && fstatat(who->target.proc, path, &st, 0) < 0)
-		err = -errno;
-	if (err == 0)
-		err = read_link(who->target.proc, path, &link);
-	if (err < 0)
-		return fail(-err, "pid %d: fd %d: %s", who->target.pid, fd, strerror(-err));
-	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .fd = fd,
-	    .dev = st.st_dev, .ino = st.st_ino, .pos = info.pos, .flags = info.flags & ~(uint64_t)O_CLOEXEC,
-	    .cloexec = (info.flags & O_CLOEXEC) != 0, .anon = strncmp(link, "anon_inode:", 11) == 0, .socket = S_ISSOCK(st.st_mode), .pty = S_ISCHR(st.st_mode) ? kind_pty_number(st.st_rdev) : -1,
-	    .ptmx = S_ISCHR(st.st_mode) && kind_is_ptmx(st.st_rdev), .ofd = -1};
-	if (h->ptmx)
-		h->pty = master_number(h);
-	free(link);
-	return 0;
+	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .fd = fd};
+	return look_at(h);
 }
 
 static int
@@ -250,18 +240,17 @@ add_in_flight(struct ckpt *c, int fd)
 	static const char object[] = "an open file on its way through a socket";
 	struct held *h = ARRAY_ADD(c->in_flight, c->nin_flight);
 	struct kind_save s;
-	char *link = NULL;
 	int err;
 
 	if (h == NULL)
 		return -ENOMEM;
 	*h = (struct held){.pid = getpid(), .fd = fcntl(fd, F_DUPFD_CLOEXEC, 3), .pidfd = pidfd_open_(getpid()),
-	    .proc = proc_open(getpid()), .pty = -1, .ofd = (int64_t)c->model.objects.nofds};
+	    .proc = proc_open(getpid())};
+	err = look_at(h);
+	h->ofd = (int64_t)c->model.objects.nofds;
 	s = save_of(c, h, object);
-	err = look_at(h, &s, &link);
 	if (err == 0)
 		err = add_ofd(c, &s);
-	free(link);
 	return err < 0 ? err : (int64_t)c->model.objects.nofds - 1;
 }
 
@@ -311,14 +300,11 @@ leave_fds(struct ckpt *c)
 
 	for (size_t i = 0; i < o->nofds; i++) {
 		const struct held *h = kinds[o->ofds[i].kind]->leave != NULL ? holder(c, (int64_t)i) : NULL;
-		struct kind_save s = {0};
 		int fd;
 
 		if (h == NULL)
 			continue;
-		s.pidfd = h->pidfd;
-		s.fd = h->fd;
-		fd = kind_get_fd(&s);
+		fd = kind_held_fd(h);
 		if (fd >= 0)
 			kinds[o->ofds[i].kind]->leave(o, &o->ofds[i], fd);
 		close_fd(&fd);

@@ -446,8 +446,11 @@ ckpt_fini(struct ckpt *c)
 	free(c->opt.rules);
 	free(c->shm_inos);
 	free(c->shm_parts);
+	for (size_t i = 0; i < c->nheld; i++)
+		free(c->held[i].link);
 	free(c->held);
 	for (size_t i = 0; i < c->nin_flight; i++) {
+		free(c->in_flight[i].link);
 		close_fd(&c->in_flight[i].fd);
 		close_fd(&c->in_flight[i].pidfd);
 		close_fd(&c->in_flight[i].proc);

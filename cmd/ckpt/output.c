@@ -265,11 +265,12 @@ out:
 int
 output_check_room(struct output *o, const struct ckpt *c)
 {
-	uint64_t need = tree_memory(c), room;
+	uint64_t need, room;
 	struct statvfs fs;
 
 	if (o->kind != OUTPUT_FILE || fstatvfs(o->fd, &fs) < 0)
 		return 0;
+	need = tree_memory(c);
 	room = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need <= room)
 		return 0;

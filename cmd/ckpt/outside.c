@@ -417,18 +417,17 @@ same_creds(const struct proc_status *a, const struct proc_status *b)
 static int
 collect_thread_creds(struct ckpt *c, struct member *who, const struct tracee *th, struct thread *out)
 {
-	char path[64], name[64], *text;
+	char name[64];
 	struct proc_status st;
 	int err;
 
-	snprintf(path, sizeof(path), "task/%d/status", th->tid);
-	err = (int)read_file(who->target.proc, path, &text);
+	if (th->tid == th->pid) { /* what is known of the process is this thread's */
+		out->no_new_privs = who->target.status.no_new_privs != 0;
+		return 0;
+	}
+	err = proc_read_thread_status(who->target.proc, th->tid, &st);
 	if (err < 0)
 		return fail(-err, "pid %d: thread %d: %s", who->target.pid, th->tid, strerror(-err));
-	err = proc_status_parse(&st, text);
-	free(text);
-	if (err < 0)
-		return fail(-err, "pid %d: status is not understood", who->target.pid);
 	out->no_new_privs = st.no_new_privs != 0;
 	if (!same_creds(&st, &who->target.status)) {
 		snprintf(name, sizeof(name), "pid %d: thread %d", who->target.pid, th->tid);

@@ -255,19 +255,26 @@ unpark(struct target *t, bool *stopped)
 	return err;
 }
 
+/* The tree of this process, stopped, if any of it is parked. */
+static int
+open_parked(struct ckpt *c, pid_t pid)
+{
+	int err = tree_open(c, pid);
+
+	c->opt.eintr = true;
+	if (err == 0)
+		err = tree_freeze(c);
+	return err == 0 && !any_parked(c) ? not_parked(pid) : err;
+}
+
 int
 park_resume(struct ckpt *c, pid_t pid)
 {
 	bool *stopped = NULL;
 	pid_t *pids = NULL;
 	size_t n = 0;
-	int err = tree_open(c, pid);
+	int err = open_parked(c, pid);
 
-	c->opt.eintr = true;
-	if (err == 0)
-		err = tree_freeze(c);
-	if (err == 0 && !any_parked(c))
-		err = not_parked(pid);
 	if (err == 0) {
 		n = c->nmembers;
 		stopped = calloc(n, sizeof(*stopped));
@@ -291,13 +298,8 @@ park_resume(struct ckpt *c, pid_t pid)
 int
 park_end(struct ckpt *c, pid_t pid)
 {
-	int err = tree_open(c, pid);
+	int err = open_parked(c, pid);
 
-	c->opt.eintr = true;
-	if (err == 0)
-		err = tree_freeze(c);
-	if (err == 0 && !any_parked(c))
-		err = not_parked(pid);
 	return err < 0 ? err : tree_end(c);
 }
 

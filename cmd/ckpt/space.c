@@ -69,7 +69,7 @@ open_by_fd(const struct ckpt *c, const struct proc_map *m)
 	int fd = -1;
 
 	for (size_t i = 0; i < c->nheld && fd < 0; i++) {
-		if (c->held[i].ino != m->ino || c->held[i].anon)
+		if (c->held[i].st.st_ino != m->ino)
 			continue;
 		snprintf(name, sizeof(name), "fd/%d", c->held[i].fd);
 		fd = open_if_same(c->held[i].proc, name, m);
@@ -223,7 +223,7 @@ static bool
 has_fd(const struct ckpt *c, const struct proc_map *m)
 {
 	for (size_t i = 0; i < c->nheld; i++)
-		if (c->held[i].ino == m->ino && c->held[i].dev == makedev(m->major, m->minor))
+		if (c->held[i].st.st_ino == m->ino && c->held[i].st.st_dev == makedev(m->major, m->minor))
 			return true;
 	return false;
 }

@@ -245,17 +245,10 @@ read_inner_tids(struct target *t)
 {
 	for (size_t i = 0; i < t->nthreads; i++) {
 		struct proc_status st;
-		char path[64], *text;
-		int err;
+		int err = proc_read_thread_status(t->proc, t->threads[i].tid, &st);
 
-		snprintf(path, sizeof(path), "task/%d/status", t->threads[i].tid);
-		err = (int)read_file(t->proc, path, &text);
 		if (err < 0)
 			return fail(-err, "pid %d: thread %d: %s", t->pid, t->threads[i].tid, strerror(-err));
-		err = proc_status_parse(&st, text);
-		free(text);
-		if (err < 0)
-			return fail(-err, "pid %d: status is not understood", t->pid);
 		t->threads[i].inner_tid = st.nspid[st.levels - 1];
 		proc_status_fini(&st);
 	}

@@ -392,56 +392,60 @@ built_run(struct built *b, struct script *s)
 	return err;
 }
 
-/* It is born stopped, as its parent is traced. */
-static int
-wait_born(struct built *b, pid_t pid)
+int
+build_wait_born(struct built *b, pid_t tid)
 {
 	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
 	int status, err;
 
 	if (t == NULL)
 		return -ENOMEM;
-	*t = (struct tracee){.pid = pid, .tid = pid, .mem = -1, .seized = true};
-	b->pid = pid;
-	err = tracee_wait(pid, now_ms() + EXEC_TIMEOUT_MS, &status);
+	*t = (struct tracee){.pid = b->pid, .tid = tid, .mem = b->mem, .seized = true};
+	err = tracee_wait(tid, now_ms() + EXEC_TIMEOUT_MS, &status);
 	if (err < 0 || !WIFSTOPPED(status))
-		return fail(EIO, "pid %d: does not begin", pid);
-	return tracee_get_regs(pid, &t->regs);
+		return fail(EIO, "pid %d: thread %d does not begin", b->pid, tid);
+	return tracee_get_regs(tid, &t->regs);
 }
 
 int
-build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal)
+build_clone3(struct built *creator, struct clone_args *args, int64_t tid, int64_t *result)
 {
 	struct tracee *leader = &creator->threads[0];
 	struct {
 		struct clone_args args;
 		pid_t tid;
-	} data = {.tid = (pid_t)pid};
+	} data = {*args, (pid_t)tid};
 	taddr at = loop_data(&creator->loop);
 	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
-	int64_t result;
 	int err;
 
-	data.args.flags = flags;
-	data.args.exit_signal = (uint64_t)exit_signal;
-	data.args.set_tid = pid == 0 ? 0 : at + offsetof(__typeof__(data), tid);
-	data.args.set_tid_size = pid == 0 ? 0 : 1;
+	data.args.set_tid = at + offsetof(__typeof__(data), tid);
+	data.args.set_tid_size = 1;
 	err = mem_write(creator->mem, at, &data, sizeof(data));
 	if (err < 0)
 		return fail(-err, "pid %d: %s", creator->pid, strerror(-err));
-	err = tracee_call_at(leader, &leader->regs, creator->syscall_ip, &clone3, &result);
+	return tracee_call_at(leader, &leader->regs, creator->syscall_ip, &clone3, result);
+}
+
+int
+build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal)
+{
+	struct clone_args args = {.flags = flags, .exit_signal = (uint64_t)exit_signal};
+	int64_t result;
+	int err = build_clone3(creator, &args, pid, &result);
+
 	if (err < 0)
 		return err;
 	if (result < 0)
 		return cannot_fork((int)-result, pid);
+	b->pid = (pid_t)result;
 	b->mem = -1;
-	err = wait_born(b, (pid_t)result);
+	err = build_wait_born(b, b->pid);
 	b->loop = creator->loop;
 	b->syscall_ip = creator->syscall_ip;
 	b->vdso_at = creator->vdso_at;
 	b->vdso_len = creator->vdso_len;
 	b->session = creator->session;
-	b->shares_vm = (flags & CLONE_VM) != 0;
 	return err < 0 ? err : open_memory(b);
 }
 
@@ -467,7 +471,6 @@ execute(struct restart *r, struct built *b)
 		err = fail_errno("pid %d: ptrace", t->tid);
 	if (err == 0)
 		err = wait_exec(t, -1);
-	b->shares_vm = false;
 	if (err == 0)
 		err = look_at_stub(b);
 	return err < 0 ? err : fault(FAULT_execed);

@@ -232,53 +232,16 @@ remember_aside(void *ctx, const char *now, const char *before)
 		*a = (struct aside){strdup(now), strdup(before)};
 }
 
-/* Something to be done with each open file description, in order. */
-struct walk {
+struct loading {
 	struct restart *r;
-	int (*visit)(struct walk *w, size_t ofd);
 	struct kind_load *l;
 	const int *lowest;
-	bool *done;
 };
-enum { ORDER_DEPTH = 64 };
-
-/* Each after those that it depends on. depth ends what goes round in a circle. */
-static int
-walk_one(struct walk *w, size_t i, unsigned depth)
-{
-	const struct objects *o = &w->r->model.objects;
-	const struct kind *kind = kinds[o->ofds[i].kind];
-	int64_t on;
-	int err = 0;
-
-	if (w->done[i] || depth == 0)
-		return 0;
-	for (size_t n = 0; kind->depends != NULL && (on = kind->depends(o, &o->ofds[i], n)) >= 0 && err == 0; n++)
-		err = walk_one(w, (size_t)on, depth - 1);
-	if (err < 0 || w->done[i])
-		return err;
-	w->done[i] = true;
-	return w->visit(w, i);
-}
 
 static int
-walk_all(struct walk *w)
+load_one(void *ctx, size_t i)
 {
-	size_t n = w->r->model.objects.nofds;
-	int err = 0;
-
-	w->done = calloc(n + 1, sizeof(*w->done));
-	if (w->done == NULL)
-		return -ENOMEM;
-	for (size_t i = 0; i < n && err == 0; i++)
-		err = walk_one(w, i, ORDER_DEPTH);
-	free(w->done);
-	return err;
-}
-
-static int
-load_one(struct walk *w, size_t i)
-{
+	struct loading *w = ctx;
 	const struct ofd *ofd = &w->l->objects->ofds[i];
 
 	w->l->lowest = w->lowest[i] < 0 ? MODEL_FD_MAX : w->lowest[i];
@@ -287,20 +250,19 @@ load_one(struct walk *w, size_t i)
 }
 
 static int
-late_one(struct walk *w, size_t i)
+late_one(void *ctx, size_t i)
 {
-	const struct restart *r = w->r;
+	const struct restart *r = ctx;
 	const struct ofd *ofd = &r->model.objects.ofds[i];
 	const struct kind *kind = kinds[ofd->kind];
 
 	if (kind->late == NULL || r->open.ofds[i] < 0)
 		return 0;
-	return kind->late(&r->model.objects, ofd, r->open.ofds[i], r->open.ofds,
-	    r->source.is_channel || image_wants_end(r->reader));
+	return kind->late(&r->model.objects, ofd, r->open.ofds[i], r->open.ofds, load_is_move(r));
 }
 
-static int *
-no_fds(size_t n)
+int *
+files_none(size_t n)
 {
 	int *fds = malloc((n + 1) * sizeof(*fds));
 
@@ -313,8 +275,8 @@ static int
 load_ofds(struct restart *r, struct kind_load *l, const int *lowest)
 {
 	const struct objects *o = l->objects;
-	struct walk w = {.r = r, .visit = load_one, .l = l, .lowest = lowest};
-	int err = walk_all(&w);
+	struct loading w = {r, l, lowest};
+	int err = kind_in_order(o, load_one, &w);
 
 	for (size_t i = 0; i < o->nofds && err == 0 && !r->opt.check; i++) {
 		const struct kind *kind = kinds[o->ofds[i].kind];
@@ -334,15 +296,15 @@ open_ofds(struct restart *r)
 	    .nmaps = r->opt.nmaps, .inherits = r->opt.inherits, .ninherits = r->opt.ninherits,
 	    .stdin_taken = r->source.is_stdin, .stdout_taken = r->source.is_channel,
 	    .check = r->opt.check, .created = remember_created, .set_aside = remember_aside, .ctx = r,
-	    .fds = r->open.ofds, .moved = r->source.is_channel || image_wants_end(r->reader)};
+	    .fds = r->open.ofds, .moved = load_is_move(r)};
 	int *lowest = lowest_fds(r), err = 0;
 
 	l.null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	l.pipes = calloc(o->npipes + 1, sizeof(*l.pipes));
 	l.pipes_given = calloc(o->npipes + 1, 1);
-	l.sockets = no_fds(o->nsockets);
-	l.far = no_fds(o->nsockets);
-	l.ptys = no_fds(o->nptys);
+	l.sockets = files_none(o->nsockets);
+	l.far = files_none(o->nsockets);
+	l.ptys = files_none(o->nptys);
 	if (lowest == NULL || l.pipes == NULL || l.pipes_given == NULL || l.sockets == NULL || l.far == NULL ||
 	    l.ptys == NULL)
 		err = -ENOMEM;
@@ -376,8 +338,7 @@ int
 files_late(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
-	struct walk w = {.r = r, .visit = late_one};
-	int err = walk_all(&w);
+	int err = kind_in_order(o, late_one, r);
 
 	for (size_t i = 0; i < o->nshms && err == 0; i++)
 		if (o->shms[i].sysv && o->shms[i].removed)
@@ -464,6 +425,12 @@ assume_ids(const struct restart *r, bool on)
 	}
 }
 
+char *
+files_directory(const struct restart *r, const struct task *t)
+{
+	return r->opt.chdir != NULL ? strdup(r->opt.chdir) : path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
+}
+
 /* Before anything is made: is there a place for each to be in? */
 static int
 check_directories(const struct restart *r)
@@ -477,7 +444,7 @@ check_directories(const struct restart *r)
 
 		if (t->zombie)
 			continue;
-		path = r->opt.chdir != NULL ? strdup(r->opt.chdir) : path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
+		path = files_directory(r, t);
 		if (path == NULL)
 			return -ENOMEM;
 		if (stat(path, &st) < 0)

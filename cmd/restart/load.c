@@ -132,6 +132,12 @@ load_open(struct restart *r)
 	return r->reader == NULL ? fail(ENOMEM, "out of memory") : 0;
 }
 
+bool
+load_is_move(const struct restart *r)
+{
+	return r->source.is_channel || image_wants_end(r->reader);
+}
+
 /* --- members */
 
 static int
@@ -346,16 +352,6 @@ get_vdso(struct restart *r)
 	return 0;
 }
 
-static int *
-no_fds(size_t n)
-{
-	int *fds = malloc((n + 1) * sizeof(*fds));
-
-	for (size_t i = 0; fds != NULL && i < n; i++)
-		fds[i] = -1;
-	return fds;
-}
-
 static int
 check_model(struct restart *r)
 {
@@ -364,11 +360,11 @@ check_model(struct restart *r)
 
 	if (model_check(&r->model, why) < 0)
 		return fail(EBADMSG, "%s: bad image: %s", r->source.name, why);
-	r->open.contents = no_fds(o->nfiles);
-	r->open.mapped = no_fds(o->nfiles);
-	r->open.shms = no_fds(o->nshms);
-	r->open.ofds = no_fds(o->nofds);
-	r->open.programs = no_fds(o->nfiles);
+	r->open.contents = files_none(o->nfiles);
+	r->open.mapped = files_none(o->nfiles);
+	r->open.shms = files_none(o->nshms);
+	r->open.ofds = files_none(o->nofds);
+	r->open.programs = files_none(o->nfiles);
 	r->vdsos = calloc(r->model.header.ntasks, sizeof(*r->vdsos));
 	r->built = calloc(r->model.header.ntasks, sizeof(*r->built));
 	if (r->vdsos == NULL || r->built == NULL || r->open.programs == NULL)

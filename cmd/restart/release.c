@@ -329,7 +329,7 @@ stop_signal(const struct task *t)
 static int
 complete(struct restart *r, struct built *b)
 {
-	int err = take_locks(b, r->source.is_channel || image_wants_end(r->reader));
+	int err = take_locks(b, load_is_move(r));
 
 	if (err == 0)
 		err = last_scripts(r, b);

@@ -75,7 +75,6 @@ struct built {
 	uint64_t vdso_len;
 	int64_t session;  /* in the numbers of the image */
 	int64_t birth;    /* that which it must be born in; 0: any */
-	bool shares_vm;   /* with its parent, until it executes its program */
 	bool ended;
 };
 
@@ -109,11 +108,17 @@ struct restart {
 int load_open(struct restart *r);
 int load_metadata(struct restart *r);
 int load_host_check(struct restart *r);
+/* Is there an original that ends when this one begins? */
+bool load_is_move(const struct restart *r);
 /* Code of the vDSO that a task of the image had. */
 const unsigned char *load_vdso(const struct restart *r, const struct mm_layout *mm);
 
 int files_open(struct restart *r);
 void files_close(struct restart *r);
+/* n fds that are none yet; the caller frees. NULL where memory ran out. */
+int *files_none(size_t n);
+/* Where a task is to be; the caller frees. NULL where memory ran out. */
+char *files_directory(const struct restart *r, const struct task *t);
 /* Remove what was created here, and put back what had to make way. */
 void files_undo(struct restart *r);
 /* After END: what could not be had before. Returns 0, or a negative errno, logged. */
@@ -130,7 +135,15 @@ bool place_taken(const struct restart *r);
 int build(struct restart *r, struct built *b);
 /* Nothing of them has run: end them all. */
 void build_undo(struct restart *r);
-/* fork(2) by `creator`, in the script loop; with more flags of clone(2). task may be NULL. */
+/*
+ * clone3(2) by the first thread of creator, in the script loop, with this number. *result as the kernel gives it.
+ * Returns 0, or a negative errno, logged.
+ */
+struct clone_args;
+int build_clone3(struct built *creator, struct clone_args *args, int64_t tid, int64_t *result);
+/* A thread that it has made is stopped at its beginning, as its parent is traced: it becomes one of b. */
+int build_wait_born(struct built *b, pid_t tid);
+/* fork(2) by creator, with more flags of clone(2). */
 int build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal);
 /* A script in its first thread. */
 int built_run(struct built *b, struct script *s);

@@ -29,44 +29,16 @@
 
 /* --- threads */
 
-static int
-wait_born(struct built *b, pid_t tid)
-{
-	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
-	int status, err;
-
-	if (t == NULL)
-		return -ENOMEM;
-	*t = (struct tracee){.pid = b->pid, .tid = tid, .mem = b->mem, .seized = true};
-	err = tracee_wait(tid, now_ms() + 60000, &status);
-	if (err < 0 || !WIFSTOPPED(status))
-		return fail(EIO, "pid %d: thread %d does not begin", b->pid, tid);
-	return tracee_get_regs(tid, &t->regs);
-}
-
 /* A thread is born stopped, as its parent is traced; it will run nothing but scripts and itself. */
 static int
 make_thread(struct built *b, const struct thread *th)
 {
-	struct tracee *leader = &b->threads[0];
-	struct {
-		struct clone_args args;
-		pid_t tid;
-	} data = {.tid = (pid_t)th->tid};
-	taddr at = loop_data(&b->loop);
-	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
+	struct clone_args args = {
+	    .flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM,
+	    .stack = b->loop.at + PAGE_BYTES, .stack_size = PAGE_BYTES};
 	int64_t result;
-	int err;
+	int err = build_clone3(b, &args, th->tid, &result);
 
-	data.args.flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-	data.args.stack = b->loop.at + PAGE_BYTES;
-	data.args.stack_size = PAGE_BYTES;
-	data.args.set_tid = at + offsetof(__typeof__(data), tid);
-	data.args.set_tid_size = 1;
-	err = mem_write(b->mem, at, &data, sizeof(data));
-	if (err < 0)
-		return fail(-err, "pid %d: %s", b->pid, strerror(-err));
-	err = tracee_call_at(leader, &leader->regs, b->syscall_ip, &clone3, &result);
 	if (err < 0)
 		return err;
 	if (result == -EEXIST)
@@ -74,7 +46,7 @@ make_thread(struct built *b, const struct thread *th)
 	if (result < 0)
 		return fail((int)-result, "thread %" PRId64 " cannot be made: %s", th->tid,
 		    strerror((int)-result));
-	return wait_born(b, (pid_t)result);
+	return build_wait_born(b, (pid_t)result);
 }
 
 /* As this kernel wants it: its own size, what the image has, the rest in its initial state. */
@@ -154,16 +126,13 @@ permitted(const struct built *b)
 
 /* Root gives it the IDs that it had; its capabilities stay until the last steps, which need some. */
 static void
-add_ids(struct script *s, const struct restart *r, const struct built *b)
+add_ids(struct script *s, const struct creds *c, uint64_t prm)
 {
-	const struct creds *c = &b->task->creds;
-	uint64_t prm = permitted(b), groups = script_data(s, NULL, 0);
+	uint64_t groups = script_data(s, NULL, 0);
 	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct d[2] = {{(uint32_t)prm, (uint32_t)prm, 0},
 	    {(uint32_t)(prm >> 32), (uint32_t)(prm >> 32), 0}};
 
-	if (r->own_userns || geteuid() != 0)
-		return;
 	for (size_t i = 0; i < c->ngroups; i++) {
 		uint32_t gid = (uint32_t)c->groups[i];
 
@@ -183,7 +152,7 @@ add_ids(struct script *s, const struct restart *r, const struct built *b)
 }
 
 static int
-settle_thread(struct restart *r, struct built *b, size_t i)
+settle_thread(struct restart *r, struct built *b, size_t i, bool ids, uint64_t prm)
 {
 	const struct thread *th = &b->task->threads[i];
 	struct tracee *t = &b->threads[i];
@@ -191,7 +160,8 @@ settle_thread(struct restart *r, struct built *b, size_t i)
 	struct script s = {0};
 	int err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
 
-	add_ids(&s, r, b);
+	if (ids)
+		add_ids(&s, &b->task->creds, prm);
 	add_thread_calls(&s, th);
 	if (err == 0 && attr_set(&s, th->prctls, th->nprctls) < 0)
 		err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
@@ -300,36 +270,22 @@ stock_of(const void *ctx, int64_t ofd)
 	return stock_fd(ctx, STOCK_OFDS, ofd);
 }
 
-enum { ATTACH_DEPTH = 64 };
-
-/* Each after those that it depends on. */
-static void
-attach(struct restart *r, const struct task *t, struct script *s, bool *done, int64_t ofd, unsigned depth)
-{
-	const struct objects *o = &r->model.objects;
-	const struct kind *kind = kinds[o->ofds[ofd].kind];
-	int64_t on;
-
-	if (done[ofd] || depth == 0)
-		return;
-	done[ofd] = true;
-	for (size_t n = 0; kind->depends != NULL && (on = kind->depends(o, &o->ofds[ofd], n)) >= 0; n++)
-		attach(r, t, s, done, on, depth - 1);
-	if (kind->attach != NULL && (kind->attach_everywhere || first_with(r, ofd) == t))
-		kind->attach(s, o, &o->ofds[ofd], stock_fd(r, STOCK_OFDS, ofd), stock_of, r);
-}
+struct attaching {
+	struct restart *r;
+	const struct task *task;
+	struct script *script;
+};
 
 static int
-attach_all(struct restart *r, const struct task *t, struct script *s)
+attach_one(void *ctx, size_t i)
 {
-	size_t n = r->model.objects.nofds;
-	bool *done = calloc(n + 1, sizeof(*done));
+	struct attaching *a = ctx;
+	const struct objects *o = &a->r->model.objects;
+	const struct kind *kind = kinds[o->ofds[i].kind];
+	int64_t ofd = (int64_t)i;
 
-	if (done == NULL)
-		return -ENOMEM;
-	for (size_t i = 0; i < n; i++)
-		attach(r, t, s, done, (int64_t)i, ATTACH_DEPTH);
-	free(done);
+	if (kind->attach != NULL && (kind->attach_everywhere || first_with(a->r, ofd) == a->task))
+		kind->attach(a->script, o, &o->ofds[i], stock_fd(a->r, STOCK_OFDS, ofd), stock_of, a->r);
 	return 0;
 }
 
@@ -340,9 +296,10 @@ place_fds(struct restart *r, struct built *b)
 	const struct task *t = b->task;
 	uint64_t top = stock_fd(r, STOCK_FILES, 0) - 1;
 	struct script s = {0};
+	struct attaching a = {r, t, &s};
 
 	script_add(&s, "open files", SYS_close_range, 0, top, 0);
-	if (attach_all(r, t, &s) < 0)
+	if (kind_in_order(&r->model.objects, attach_one, &a) < 0)
 		return fail(ENOMEM, "out of memory");
 	script_add(&s, "open files", SYS_close_range, 0, top, 0);
 	for (size_t i = 0; i < t->nfds; i++) {
@@ -410,7 +367,7 @@ add_owners(struct script *s, const struct restart *r, const struct task *t)
 static int
 add_directory(struct script *s, const struct restart *r, const struct task *t)
 {
-	char *cwd = r->opt.chdir != NULL ? strdup(r->opt.chdir) : path_mapped(r->opt.maps, r->opt.nmaps, t->cwd);
+	char *cwd = files_directory(r, t);
 
 	if (cwd == NULL)
 		return -ENOMEM;
@@ -444,6 +401,8 @@ int
 settle(struct restart *r, struct built *b)
 {
 	const struct task *t = b->task;
+	bool ids = !r->own_userns && geteuid() == 0;
+	uint64_t prm = ids ? permitted(b) : 0;
 	int err = tracee_set_sigmask(b->threads[0].tid, ALL_SIGNALS);
 
 	if (err == 0)
@@ -455,7 +414,7 @@ settle(struct restart *r, struct built *b)
 	if (err == 0)
 		err = make_timers(b);
 	for (size_t i = 0; i < t->nthreads && err == 0; i++)
-		err = settle_thread(r, b, i);
+		err = settle_thread(r, b, i, ids, prm);
 	if (err == 0)
 		set_proc_files(b);
 	return err;

@@ -30,13 +30,6 @@ find_built(const struct restart *r, int64_t pid)
 	return NULL;
 }
 
-/* The session that a task must be born in (sessions.h). */
-static int64_t
-birth_session(const struct restart *r, size_t i)
-{
-	return r->built[i].birth;
-}
-
 int
 tree_find_births(struct restart *r)
 {
@@ -121,7 +114,7 @@ bear(struct restart *r, struct built *creator, struct built *b, bool as_sibling)
 	uint64_t flags = (t->forked || t->zombie ? 0 : CLONE_VM) | (as_sibling ? CLONE_PARENT : 0);
 	int err = build_clone(creator, b, t->pid, flags, as_sibling ? 0 : (int)t->exit_signal);
 
-	if (err == 0 && birth_session(r, (size_t)(b - r->built)) == ANY_SESSION)
+	if (err == 0 && b->birth == ANY_SESSION)
 		err = begin_session(r, b);
 	return err;
 }
@@ -179,8 +172,9 @@ find_creator(struct restart *r, const struct built *parent, int64_t session, int
 
 /* A child of another session than its parent's. */
 static int
-bear_elsewhere(struct restart *r, struct built *parent, struct built *b, int64_t session)
+bear_elsewhere(struct restart *r, struct built *parent, struct built *b)
 {
+	int64_t session = b->birth;
 	struct built *creator = find_creator(r, parent, session, b->task->exit_signal);
 
 	if (creator == NULL && find_built(r, session) != NULL)
@@ -210,11 +204,10 @@ bear_children(struct restart *r, struct built *b, enum birth when)
 
 	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++) {
 		struct built *child = &r->built[i];
-		int64_t born = birth_session(r, i);
 
-		if (child->parent != b || child->pid != 0 || birth_of(b, born) > when)
+		if (child->parent != b || child->pid != 0 || birth_of(b, child->birth) > when)
 			continue;
-		err = when == BIRTH_ELSEWHERE ? bear_elsewhere(r, b, child, born) : bear(r, b, child, false);
+		err = when == BIRTH_ELSEWHERE ? bear_elsewhere(r, b, child) : bear(r, b, child, false);
 	}
 	return err;
 }

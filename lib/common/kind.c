@@ -95,13 +95,47 @@ kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *value)
 	return p != NULL;
 }
 
-const struct held *
-kind_held(const struct kind_save *s, dev_t dev, ino_t ino)
+int
+kind_held_fd(const struct held *h)
 {
-	for (size_t i = 0; i < s->nheld; i++)
-		if (s->held[i].dev == dev && s->held[i].ino == ino)
-			return &s->held[i];
-	return NULL;
+	struct kind_save s = {.pidfd = h->pidfd, .fd = h->fd};
+
+	return kind_get_fd(&s);
+}
+
+struct walk {
+	const struct objects *o;
+	int (*visit)(void *ctx, size_t ofd);
+	void *ctx;
+	bool *begun;
+};
+enum { ORDER_DEPTH = 64 };
+
+static int
+walk_from(struct walk *w, size_t i, unsigned depth)
+{
+	const struct kind *kind = kinds[w->o->ofds[i].kind];
+	int64_t on;
+	int err = 0;
+
+	if (w->begun[i] || depth == 0)
+		return 0;
+	w->begun[i] = true;
+	for (size_t n = 0; kind->depends != NULL && (on = kind->depends(w->o, &w->o->ofds[i], n)) >= 0 && err == 0; n++)
+		err = walk_from(w, (size_t)on, depth - 1);
+	return err < 0 ? err : w->visit(w->ctx, i);
+}
+
+int
+kind_in_order(const struct objects *o, int (*visit)(void *ctx, size_t ofd), void *ctx)
+{
+	struct walk w = {o, visit, ctx, calloc(o->nofds + 1, sizeof(bool))};
+	int err = w.begun == NULL ? -ENOMEM : 0;
+
+	for (size_t i = 0; i < o->nofds && err == 0; i++)
+		err = walk_from(&w, i, ORDER_DEPTH);
+	free(w.begun);
+	return err;
 }
 
 /* Through the process's own root and mount namespace. */
@@ -137,7 +171,7 @@ const struct held *
 kind_held_pty(const struct kind_save *s, bool master, int number)
 {
 	for (size_t i = 0; number >= 0 && i < s->nheld; i++)
-		if (s->held[i].pty == number && s->held[i].ptmx == master)
+		if (s->held[i].pty == number && kind_is_ptmx(s->held[i].st.st_rdev) == master)
 			return &s->held[i];
 	return NULL;
 }

@@ -13,18 +13,13 @@
 #include "report.h"
 #include "sock.h"
 
-/* An fd of one of the processes that are looked at together. */
+/* An fd of one of the processes that are looked at together, looked at once. */
 struct held {
-	pid_t pid;        /* of the process, as we see it */
+	pid_t pid;      /* of the process, as we see it */
 	int pidfd, proc, fd;
-	dev_t dev;
-	ino_t ino;
-	int64_t pos;
-	uint64_t flags; /* without O_CLOEXEC */
-	bool cloexec;
-	bool anon;      /* an inode that all such objects share */
-	bool socket;
-	bool ptmx;      /* master of a pseudoterminal */
+	char *link;     /* what /proc/PID/fd/N reads as; owned */
+	struct stat st;
+	struct proc_fdinfo info;
 	int pty;        /* number of a pseudoterminal, for either end; -1 for everything else */
 	int64_t ofd;    /* index; -1 until it is known */
 };
@@ -143,8 +138,7 @@ struct kind {
 	/* Calls at the very end in a process that has it as fd. */
 	void (*arm)(struct script *s, const struct model *m, const struct ofd *ofd, uint64_t fd);
 	/*
-	 * When every ofd of the image is known, add what this one refers to; s->info and s->st are
-	 * not set. Returns 0, or a negative errno, logged or reported.
+	 * When every ofd of the image is known, add what this one refers to. Returns 0, or a negative errno, logged or reported.
 	 */
 	int (*refer)(struct kind_save *s, struct ofd *ofd);
 };
@@ -193,8 +187,14 @@ int kind_fdinfo(const struct kind_save *s, char **text);
 /* The number behind a key such as "eventfd-count:", in this base; or 0, and false. */
 bool kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *value);
 
-/* The held fd with this inode and device, or NULL. */
-const struct held *kind_held(const struct kind_save *s, dev_t dev, ino_t ino);
+/* A copy of it: kind_get_fd() of a held one. */
+int kind_held_fd(const struct held *h);
+
+/*
+ * Visit each ofd once, after those that it depends on (what goes round in a circle in some order). Ends at the first
+ * negative value that visit returns, and returns it; or -ENOMEM.
+ */
+int kind_in_order(const struct objects *o, int (*visit)(void *ctx, size_t ofd), void *ctx);
 
 /* Number of a pseudoterminal by the device of its slave, or -1; and is a device the one for masters? */
 int kind_pty_number(dev_t rdev);

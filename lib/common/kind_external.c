@@ -40,8 +40,8 @@ pipe_is_inside(const struct kind_save *s)
 	if (mode == O_RDWR)
 		return true;
 	for (size_t i = 0; i < s->nheld; i++)
-		if (s->held[i].ino == s->st.st_ino && s->held[i].dev == s->st.st_dev &&
-		    (int)(s->held[i].flags & O_ACCMODE) != mode)
+		if (s->held[i].st.st_ino == s->st.st_ino && s->held[i].st.st_dev == s->st.st_dev &&
+		    (int)(s->held[i].info.flags & O_ACCMODE) != mode)
 			return true;
 	p.fd = kind_get_fd(s);
 	n = p.fd < 0 ? 0 : poll(&p, 1, 0);
@@ -139,17 +139,12 @@ save_address(struct kind_save *s, struct ofd *ofd)
 	int fd = kind_get_fd(s), err = k == NULL ? -ENOMEM : fd < 0 ? fd : 0;
 
 	if (err == 0) {
-		k->id = s->st.st_ino;
-		k->family = sock_option(fd, SOL_SOCKET, SO_DOMAIN);
-		k->type = sock_option(fd, SOL_SOCKET, SO_TYPE);
-		k->protocol = sock_option(fd, SOL_SOCKET, SO_PROTOCOL);
-		k->state = SOCKET_CONNECTED;
-		k->peer = -1;
 		ofd->ref = (int64_t)s->objects->nsockets - 1;
-		err = sock_name(fd, true, &k->remote);
+		err = sock_describe(fd, s->st.st_ino, k);
+		k->state = SOCKET_CONNECTED;
 	}
 	if (err == 0)
-		err = sock_get_options(fd, k);
+		err = sock_name(fd, true, &k->remote);
 	close_fd(&fd);
 	if (err == 0 && k->remote.n == 0)
 		return report_add(s->report, OBSTACLE, 69, s->object, "--external with drop, or restart --inherit",

@@ -94,9 +94,9 @@ peer_is_held(const struct kind_save *s, int fd)
 	sock_name(fd, false, &local);
 	sock_name(fd, true, &remote);
 	for (size_t i = 0; i < s->nheld && !found && remote.n > 0; i++) {
-		struct kind_save other = {.pidfd = s->held[i].pidfd, .fd = s->held[i].fd};
 		struct bytes its_local = {0}, its_remote = {0};
-		int peer = s->held[i].socket && s->held[i].ino != s->st.st_ino ? kind_get_fd(&other) : -1;
+		bool other = S_ISSOCK(s->held[i].st.st_mode) && s->held[i].st.st_ino != s->st.st_ino;
+		int peer = other ? kind_held_fd(&s->held[i]) : -1;
 
 		if (peer < 0)
 			continue;
@@ -161,12 +161,9 @@ describe(struct kind_save *s, int fd, struct socket_ref *k)
 {
 	int state, err;
 
-	k->id = s->st.st_ino;
-	k->family = sock_option(fd, SOL_SOCKET, SO_DOMAIN);
-	k->type = sock_option(fd, SOL_SOCKET, SO_TYPE);
-	k->protocol = sock_option(fd, SOL_SOCKET, SO_PROTOCOL);
-	k->peer = -1;
-	err = sock_name(fd, false, &k->local);
+	err = sock_describe(fd, s->st.st_ino, k);
+	if (err == 0)
+		err = sock_name(fd, false, &k->local);
 	if (err == 0)
 		err = sock_name(fd, true, &k->remote);
 	state = k->type == SOCK_STREAM ? tcp_state(fd) : TCP_CLOSE;
@@ -184,9 +181,7 @@ describe(struct kind_save *s, int fd, struct socket_ref *k)
 	}
 	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK)
 		k->shutdown = 2;
-	if (err == 0)
-		err = tell_datagrams(s, fd, k);
-	return err < 0 ? err : sock_get_options(fd, k);
+	return err < 0 ? err : tell_datagrams(s, fd, k);
 }
 
 static int
@@ -250,17 +245,15 @@ static int
 check_arrived(struct kind_save *s, const struct socket_ref *peer)
 {
 	const struct held *h = s->held;
-	struct kind_save other;
 	struct tcp_info ours = {0}, theirs = {0};
 	socklen_t n = sizeof(ours), m = sizeof(theirs);
 	uint64_t missing = 0;
 	int fd, peer_fd;
 
-	while (!h->socket || h->ino != peer->id)
+	while (!S_ISSOCK(h->st.st_mode) || h->st.st_ino != peer->id)
 		h++;
-	other = (struct kind_save){.pidfd = h->pidfd, .fd = h->fd};
 	fd = kind_get_fd(s);
-	peer_fd = kind_get_fd(&other);
+	peer_fd = kind_held_fd(h);
 	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &ours, &n) == 0 &&
 	    getsockopt(peer_fd, IPPROTO_TCP, TCP_INFO, &theirs, &m) == 0)
 		missing = ours.tcpi_bytes_sent - ours.tcpi_bytes_retrans - theirs.tcpi_bytes_received +

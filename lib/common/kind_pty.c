@@ -27,12 +27,6 @@ is_master(const struct kind_save *s)
 	return S_ISCHR(s->st.st_mode) && kind_is_ptmx(s->st.st_rdev);
 }
 
-static bool
-is_slave(const struct kind_save *s)
-{
-	return kind_pty_inside(s);
-}
-
 /* A copy of the other end of a master. An fd, or a negative errno. */
 static int
 open_peer(int master, int flags)
@@ -313,5 +307,5 @@ fill_master(const struct kind_load *l, const struct ofd *ofd, int fd)
 
 const struct kind kind_ptm = {.name = "pseudoterminal master", .match = is_master, .save = save_master,
     .load = load_master, .fill = fill_master};
-const struct kind kind_pts = {.name = "pseudoterminal slave", .match = is_slave, .save = save_slave,
+const struct kind kind_pts = {.name = "pseudoterminal slave", .match = kind_pty_inside, .save = save_slave,
     .load = load_slave, .depends = master_of};

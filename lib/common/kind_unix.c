@@ -37,7 +37,7 @@ static bool
 is_held(const struct kind_save *s, ino_t ino)
 {
 	for (size_t i = 0; i < s->nheld; i++)
-		if (s->held[i].socket && s->held[i].ino == ino)
+		if (S_ISSOCK(s->held[i].st.st_mode) && s->held[i].st.st_ino == ino)
 			return true;
 	return false;
 }
@@ -119,22 +119,18 @@ static int
 describe(const struct kind_save *s, int fd, struct socket_ref *k)
 {
 	const struct unix_socket *u = find(s, s->st.st_ino);
-	int err = sock_name(fd, false, &k->local);
+	int err = sock_describe(fd, s->st.st_ino, k);
 
-	k->id = s->st.st_ino;
-	k->family = AF_UNIX;
-	k->type = sock_option(fd, SOL_SOCKET, SO_TYPE);
-	k->peer = -1;
 	k->state = sock_option(fd, SOL_SOCKET, SO_ACCEPTCONN) > 0 ? SOCKET_LISTENING
 	    : u->peer != 0 || (k->type != SOCK_DGRAM && u->state == TCP_ESTABLISHED) ? SOCKET_CONNECTED : SOCKET_OPEN;
 	k->backlog = u->backlog;
 	k->shutdown = u->shutdown & 3;
 	k->waiting = waits_at(s, s->st.st_ino) != NULL;
+	if (err == 0)
+		err = sock_name(fd, false, &k->local);
 	if (err == 0 && k->state == SOCKET_CONNECTED)
 		err = sock_name(fd, true, &k->remote);
-	if (err == 0)
-		err = look_at_file(s, k);
-	return err < 0 ? err : sock_get_options(fd, k);
+	return err < 0 ? err : look_at_file(s, k);
 }
 
 static int
@@ -258,9 +254,10 @@ fill_by_name(const struct socket_ref *k, const int *fds)
 
 	if (k->nqueue == 0 || k->local.n == 0)
 		return 0;
-	far = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	err = far < 0 || connect(far, (const struct sockaddr *)k->local.p, (socklen_t)k->local.n) < 0 ? -errno
-	    : sock_send(far, k, fds);
+	far = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0);
+	err = far < 0 ? -errno : sock_connect(far, &k->local);
+	if (err == 0)
+		err = sock_send(far, k, fds);
 	close_fd(&far);
 	return err;
 }
@@ -369,17 +366,16 @@ waits_for_name(const struct objects *o, const struct socket_ref *k, const int *f
 static int
 connect_pair(const struct kind_load *l, const struct socket_ref *k, int64_t at, int pair[2])
 {
-	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err = 0, listening = l->fds[at];
+	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err, listening = l->fds[at];
 
 	if (before < 0)
 		return fail(-before, "fd %d: directory of a socket: %s", l->lowest, strerror(-before));
-	pair[0] = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (pair[0] < 0 || connect(pair[0], (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
-		err = fail_errno("fd %d: connect", l->lowest);
+	pair[0] = socket(AF_UNIX, (int)k->type | SOCK_CLOEXEC, 0);
+	err = pair[0] < 0 ? -errno : sock_connect(pair[0], &k->remote);
+	if (err < 0)
+		fail(-err, "fd %d: connect: %s", l->lowest, strerror(-err));
 	else if ((pair[1] = sock_accept(listening)) < 0)
 		err = fail(-pair[1], "fd %d: accept: %s", l->lowest, strerror(-pair[1]));
-	else
-		fcntl(pair[0], F_SETFL, 0);
 	leave(&before);
 	return err;
 }
@@ -440,11 +436,13 @@ static int
 take_role(const struct socket_ref *k, int fd)
 {
 	char path[sizeof(struct sockaddr_un)];
+	int err;
 
 	if (k->state == SOCKET_LISTENING && listen(fd, (int)k->backlog) < 0)
 		return fail_errno("%s: listen", address_path(&k->local, path));
-	if (k->state == SOCKET_CONNECTED && sock_connect(fd, &k->remote) < 0)
-		note("%s: cannot be connected here: %s", address_path(&k->remote, path), strerror(errno));
+	err = k->state == SOCKET_CONNECTED ? sock_connect(fd, &k->remote) : 0;
+	if (err < 0)
+		note("%s: cannot be connected here: %s", address_path(&k->remote, path), strerror(-err));
 	return 0;
 }
 
@@ -487,17 +485,13 @@ load(const struct kind_load *l, const struct ofd *ofd)
 static int
 join_queue(const struct kind_load *l, const struct socket_ref *k, int64_t at, int fd)
 {
-	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err = 0;
-	int flags = fcntl(fd, F_GETFL);
+	int before = enter(&l->objects->sockets[l->objects->ofds[at].ref]), err;
 
 	if (before < 0)
 		return fail(-before, "fd %d: directory of a socket: %s", l->lowest, strerror(-before));
-	fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-	if (connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0)
-		err = fail_errno("fd %d: connect", l->lowest);
-	fcntl(fd, F_SETFL, flags);
+	err = sock_connect(fd, &k->remote);
 	leave(&before);
-	return err;
+	return err < 0 ? fail(-err, "fd %d: connect: %s", l->lowest, strerror(-err)) : 0;
 }
 
 static int

@@ -93,13 +93,6 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 			return model_bad(why, "task.vmas[%zu]: name too long", i);
 		floor = v->end;
 	}
-	for (size_t i = 0; t == m->tasks && i < m->objects.nshms; i++)
-		if (m->objects.shms[i].removed && !m->objects.shms[i].sysv)
-			return model_bad(why, "objects.shms[%zu]: malformed", i);
-		else if (m->objects.shms[i].size == 0 || m->objects.shms[i].size > ARCH_USER_END)
-			return model_bad(why, "objects.shms[%zu]: bad size", i);
-		else if (m->objects.shms[i].sysv && (m->objects.shms[i].id < 0 || m->objects.shms[i].id > INT32_MAX))
-			return model_bad(why, "objects.shms[%zu]: not an ID", i);
 	for (size_t i = 0, v = 0; i < t->nguards; i++) {
 		const struct page_range *g = &t->guards[i];
 

@@ -202,11 +202,29 @@ check_socket(const struct objects *o, size_t i, char why[128])
 	return 0;
 }
 
+static int
+check_shms(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->nshms; i++) {
+		const struct shm_ref *s = &o->shms[i];
+
+		if (s->removed && !s->sysv)
+			return model_bad(why, "objects.shms[%zu]: malformed", i);
+		if (s->size == 0 || s->size > ARCH_USER_END)
+			return model_bad(why, "objects.shms[%zu]: bad size", i);
+		if (s->sysv && (s->id < 0 || s->id > INT32_MAX))
+			return model_bad(why, "objects.shms[%zu]: not an ID", i);
+	}
+	return 0;
+}
+
 int
 objects_check(const struct objects *o, char why[128])
 {
 	int err = check_files(o, why);
 
+	if (err == 0)
+		err = check_shms(o, why);
 	for (size_t i = 0; i < o->nsockets && err == 0; i++)
 		err = check_socket(o, i, why);
 	if (err == 0)

@@ -115,6 +115,7 @@ int proc_open(pid_t pid);
 /* These log nothing and return 0, or a negative errno. */
 int proc_read_maps(int dirfd, bool with_flags, struct proc_maps *maps);
 int proc_read_status(int dirfd, struct proc_status *st);
+int proc_read_thread_status(int dirfd, pid_t tid, struct proc_status *st);
 int proc_read_stat(int dirfd, struct proc_stat *st);
 int proc_read_fdinfo(int dirfd, int fd, struct proc_fdinfo *info);
 /* A file with one number, in the base it is written in (16 for personality). */

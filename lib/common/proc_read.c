@@ -39,11 +39,11 @@ proc_read_maps(int dirfd, bool with_flags, struct proc_maps *maps)
 	return err;
 }
 
-int
-proc_read_status(int dirfd, struct proc_status *st)
+static int
+read_status(int dirfd, const char *path, struct proc_status *st)
 {
 	char *text;
-	ssize_t n = read_file(dirfd, "status", &text);
+	ssize_t n = read_file(dirfd, path, &text);
 	int err;
 
 	if (n < 0)
@@ -51,6 +51,21 @@ proc_read_status(int dirfd, struct proc_status *st)
 	err = proc_status_parse(st, text);
 	free(text);
 	return err;
+}
+
+int
+proc_read_status(int dirfd, struct proc_status *st)
+{
+	return read_status(dirfd, "status", st);
+}
+
+int
+proc_read_thread_status(int dirfd, pid_t tid, struct proc_status *st)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "task/%d/status", (int)tid);
+	return read_status(dirfd, path, st);
 }
 
 int

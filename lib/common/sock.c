@@ -238,8 +238,8 @@ add_buffers(int fd, struct socket_ref *s)
 	return err;
 }
 
-int
-sock_get_options(int fd, struct socket_ref *s)
+static int
+get_options(int fd, struct socket_ref *s)
 {
 	int fresh = socket((int)s->family, (int)s->type | SOCK_CLOEXEC, (int)s->protocol);
 	int err = 0, families = families_of(s);
@@ -257,6 +257,17 @@ sock_get_options(int fd, struct socket_ref *s)
 	}
 	close_fd(&fresh);
 	return err < 0 ? err : add_buffers(fd, s);
+}
+
+int
+sock_describe(int fd, ino_t ino, struct socket_ref *s)
+{
+	s->id = ino;
+	s->family = sock_option(fd, SOL_SOCKET, SO_DOMAIN);
+	s->type = sock_option(fd, SOL_SOCKET, SO_TYPE);
+	s->protocol = sock_option(fd, SOL_SOCKET, SO_PROTOCOL);
+	s->peer = -1;
+	return get_options(fd, s);
 }
 
 void

@@ -37,8 +37,11 @@ int sock_option(int fd, int level, int name);
 /* Address at this end, or the other, as far as it is there. Returns 0, or -ENOMEM. */
 int sock_name(int fd, bool remote, struct bytes *out);
 
-/* Options in which fd differs from a new socket of its kind. Returns 0, or a negative errno. */
-int sock_get_options(int fd, struct socket_ref *s);
+/*
+ * What it is, and the options in which it differs from a new socket of its kind; no peer. Its addresses and its state are
+ * the caller's. Returns 0, or a negative errno.
+ */
+int sock_describe(int fd, ino_t ino, struct socket_ref *s);
 /* Set them. What cannot be set is told by a note that names object. */
 void sock_set_options(int fd, const struct socket_ref *s, const char *object);
 

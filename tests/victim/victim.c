@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static const struct maker *const tables[] = {memory_makers, signal_makers, file_makers,
-    thread_makers, process_makers, tree_makers, object_makers};
+    thread_makers, process_makers, tree_makers, object_makers, socket_makers};
 static bool different;
 
 void
@@ -29,6 +29,14 @@ die(const char *what)
 {
 	fprintf(stderr, "victim: %s: %s\n", what, strerror(errno));
 	exit(3);
+}
+
+int
+must(int r, const char *what)
+{
+	if (r < 0)
+		die(what);
+	return r;
 }
 
 static const struct maker *

@@ -20,6 +20,8 @@ struct maker {
 void differs(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* End with a message: the state could not be made. */
 void die(const char *what);
+/* r, or the end where it is negative. */
+int must(int r, const char *what);
 
 #define SAME(got, want)                                                                        \
 	do {                                                                                   \
@@ -30,6 +32,6 @@ void die(const char *what);
 	} while (0)
 
 extern const struct maker memory_makers[], signal_makers[], file_makers[], thread_makers[],
-    process_makers[], tree_makers[], object_makers[];
+    process_makers[], tree_makers[], object_makers[], socket_makers[];
 
 #endif
