@@ -250,6 +250,7 @@ S
 @test "tmux holding a shell and vim: the screen is the same, and so is the work" {
 	need tmux vim
 	export TMUX_TMPDIR=$T
+	export SHELL=/bin/sh # tmux starts commands with it; a service's user has /usr/sbin/nologin
 	unset TMUX
 	tm() { (closed tmux -L x "$@"); }
 	seq -f 'line %g' 200 >text
