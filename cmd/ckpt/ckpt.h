@@ -9,6 +9,7 @@
  *   inside.c   what only it can tell: borrowed calls
  *   space.c    its mappings and the files behind them
  *   fds.c      its open files
+ *   ipc.c      semaphores and message queues of System V
  *   contents.c which of its pages matter, and reading them
  *   write.c    the members of the image in order
  *   output.c   where the image goes: file, pipe, --to
@@ -161,6 +162,9 @@ int collect_held(struct ckpt *c);
 int collect_fds(struct ckpt *c);
 /* The originals are about to end: what they have is let go so that others can have it. */
 void leave_fds(struct ckpt *c);
+/* Semaphores and message queues of System V; removing what the originals leave of all of System V. */
+int collect_ipc(struct ckpt *c);
+void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Which pages of a forked process are those of its parent. */
 int collect_inherited(struct member *who);

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/shm.h>
 #include <unistd.h>
 
 #include "ckpt.h"
@@ -50,19 +49,6 @@ tell_late_signals(const struct member *who)
 	proc_status_fini(&st);
 }
 
-/* Segments of System V that one of them had made and nobody has any more: they are in the image now. */
-static void
-remove_segments(const struct ckpt *c)
-{
-	const struct objects *o = &c->model.objects;
-	struct shmid_ds ds;
-
-	for (size_t i = 0; i < o->nshms; i++)
-		if (o->shms[i].sysv && shmctl((int)o->shms[i].id, IPC_STAT, &ds) == 0 && ds.shm_nattch == 0 &&
-		    tree_find(c, ds.shm_cpid) != NULL)
-			shmctl((int)o->shms[i].id, IPC_RMID, NULL);
-}
-
 static int
 end_original(struct ckpt *c, struct output *o)
 {
@@ -78,7 +64,7 @@ end_original(struct ckpt *c, struct output *o)
 	if (err < 0)
 		return err;
 	if (here)
-		remove_segments(c);
+		leave_ipc(c);
 	c->decided = false; /* carried out */
 	output_status(o, "ended %d", c->members[0]->target.pid);
 	debug(LOG_VERBOSE, "pid %d: ended", c->members[0]->target.pid);

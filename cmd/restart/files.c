@@ -11,7 +11,6 @@
 #include <sys/fsuid.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
-#include <sys/shm.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -340,9 +339,7 @@ files_late(struct restart *r)
 	const struct objects *o = &r->model.objects;
 	int err = kind_in_order(o, late_one, r);
 
-	for (size_t i = 0; i < o->nshms && err == 0; i++)
-		if (o->shms[i].sysv && o->shms[i].removed)
-			shmctl((int)o->shms[i].id, IPC_RMID, NULL);
+	ipc_late(r);
 	/* Seals forbid what was needed until now. */
 	for (size_t i = 0; i < o->nfiles && err == 0; i++) {
 		const struct file_ref *f = &o->files[i];
@@ -354,32 +351,6 @@ files_late(struct restart *r)
 			note("%s: its seals cannot be had here: %s", f->path, strerror(errno));
 	}
 	return err;
-}
-
-/* A segment of System V with its ID, in an IPC namespace of our own (place.c). */
-static int
-make_segment(struct restart *r, const struct shm_ref *shm)
-{
-	struct shmid_ds ds;
-	char text[24];
-	int id;
-
-	snprintf(text, sizeof(text), "%" PRId64, shm->id);
-	write_file(AT_FDCWD, "/proc/sys/kernel/shm_next_id", text);
-	id = shmget((key_t)shm->key, shm->size, IPC_CREAT | IPC_EXCL | (int)shm->mode);
-	if (id < 0)
-		return fail_errno("System V segment %" PRId64, shm->id);
-	if (id != shm->id) {
-		shmctl(id, IPC_RMID, NULL);
-		return fail(ENOTSUP, "System V segment %" PRId64 ": its ID cannot be had on this kernel "
-		    "(CONFIG_CHECKPOINT_RESTORE)", shm->id);
-	}
-	if (!r->own_userns && shmctl(id, IPC_STAT, &ds) == 0) {
-		ds.shm_perm.uid = (uid_t)shm->uid;
-		ds.shm_perm.gid = (gid_t)shm->gid;
-		shmctl(id, IPC_SET, &ds);
-	}
-	return 0;
 }
 
 /* Shared anonymous memory that is mapped in several pieces, or by several processes, needs a file to be one object. */
@@ -398,8 +369,6 @@ open_shms(struct restart *r)
 				pieces[t->vmas[i].ref] += t->vmas[i].offset == 0 ? 1 : 2;
 	}
 	for (size_t i = 0; err == 0 && i < n; i++) {
-		if (r->model.objects.shms[i].sysv)
-			err = r->opt.check ? 0 : make_segment(r, &r->model.objects.shms[i]);
 		if (r->model.objects.shms[i].sysv || pieces[i] < 2)
 			continue;
 		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC);
@@ -471,6 +440,8 @@ files_open(struct restart *r)
 	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++)
 		if (!r->model.tasks[i].zombie)
 			err = open_program(r, (size_t)r->model.tasks[i].exe);
+	if (err == 0 && !r->opt.check)
+		err = ipc_make(r);
 	if (err == 0)
 		err = open_shms(r);
 	if (err == 0)

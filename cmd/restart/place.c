@@ -259,17 +259,13 @@ raise_pid_max(const struct restart *r)
 	write_file(AT_FDCWD, "/proc/sys/kernel/pid_max", text);
 }
 
-/* Segments of System V get their IDs in a namespace where none are taken. */
+/* Objects of System V get their IDs in a namespace where none are taken. */
 static int
 enter_ipc(const struct restart *r)
 {
-	bool wanted = false;
-
-	for (size_t i = 0; i < r->model.objects.nshms; i++)
-		wanted |= r->model.objects.shms[i].sysv;
-	if (!wanted || unshare(CLONE_NEWIPC) == 0)
+	if (!ipc_wanted(r) || unshare(CLONE_NEWIPC) == 0)
 		return 0;
-	return fail(EPERM, "the program has System V shared memory, which takes an IPC namespace: %s (CAP_SYS_ADMIN, "
+	return fail(EPERM, "the program has objects of System V IPC, which takes an IPC namespace: %s (CAP_SYS_ADMIN, "
 	    "or user namespaces with --pid=ns)", strerror(errno));
 }
 

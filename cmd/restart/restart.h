@@ -3,6 +3,7 @@
  *
  *   load.c     where the image comes from; its first members, checked
  *   files.c    the program, mapped files and open files, found and checked
+ *   ipc.c      objects of System V
  *   place.c    which PIDs: these, those of new namespaces, or new ones
  *   build.c    processes: the first by fork, the others by their parents; each executes its program
  *   tree.c     whose child, which session, which process group; those that have ended
@@ -125,6 +126,14 @@ void files_undo(struct restart *r);
 int files_late(struct restart *r);
 /* It runs: what is kept for undoing is no longer needed. */
 void files_keep(struct restart *r);
+
+/* Is there anything of System V? */
+bool ipc_wanted(const struct restart *r);
+int ipc_make(struct restart *r);
+/* Values of semaphores, by this process. */
+int ipc_fill(struct restart *r, struct built *b);
+/* After END: segments that had been removed, but were still attached. */
+void ipc_late(const struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);

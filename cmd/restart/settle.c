@@ -394,7 +394,7 @@ settle_process(struct restart *r, struct built *b)
 	if (err == 0)
 		err = loop_run(&b->loop, &b->threads[0], &s);
 	script_fini(&s);
-	return err;
+	return err == 0 && b == r->built ? ipc_fill(r, b) : err;
 }
 
 int

@@ -78,6 +78,26 @@ struct shm_ref {
 	bool removed; /* it goes with the last that has it attached */
 };
 
+/* A set of semaphores of System V. */
+struct sem_ref {
+	int64_t id, key, mode, uid, gid;
+	int64_t *values;
+	size_t nvalues;
+};
+
+struct sysv_message {
+	int64_t type;
+	struct bytes data;
+};
+
+/* A message queue of System V. */
+struct msgq_ref {
+	int64_t id, key, mode, uid, gid;
+	uint64_t limit; /* msg_qbytes */
+	struct sysv_message *messages; /* oldest first */
+	size_t nmessages;
+};
+
 /* What becomes of something whose other end is outside. */
 enum external_policy { EXTERNAL_INHERIT, EXTERNAL_DROP, EXTERNAL_REOPEN };
 
@@ -350,6 +370,10 @@ struct objects {
 	size_t nsockets;
 	struct pty_ref *ptys;
 	size_t nptys;
+	struct sem_ref *sems;
+	size_t nsems;
+	struct msgq_ref *msgqs;
+	size_t nmsgqs;
 };
 
 struct image_end {

@@ -218,6 +218,33 @@ check_shms(const struct objects *o, char why[128])
 	return 0;
 }
 
+/* As many as the kernel could have. */
+enum { SEMAPHORES_MAX = 32000, SEMAPHORE_MAX = 32767 };
+
+static int
+check_sysv(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->nsems; i++) {
+		const struct sem_ref *s = &o->sems[i];
+
+		if (s->id < 0 || s->id > INT32_MAX || s->nvalues == 0 || s->nvalues > SEMAPHORES_MAX)
+			return model_bad(why, "objects.sems[%zu]: malformed", i);
+		for (size_t k = 0; k < s->nvalues; k++)
+			if (s->values[k] < 0 || s->values[k] > SEMAPHORE_MAX)
+				return model_bad(why, "objects.sems[%zu]: not the value of a semaphore", i);
+	}
+	for (size_t i = 0; i < o->nmsgqs; i++) {
+		const struct msgq_ref *q = &o->msgqs[i];
+
+		if (q->id < 0 || q->id > INT32_MAX || q->limit > INT64_MAX)
+			return model_bad(why, "objects.msgqs[%zu]: malformed", i);
+		for (size_t k = 0; k < q->nmessages; k++)
+			if (q->messages[k].type < 1)
+				return model_bad(why, "objects.msgqs[%zu]: a message without a type", i);
+	}
+	return 0;
+}
+
 int
 objects_check(const struct objects *o, char why[128])
 {
@@ -225,6 +252,8 @@ objects_check(const struct objects *o, char why[128])
 
 	if (err == 0)
 		err = check_shms(o, why);
+	if (err == 0)
+		err = check_sysv(o, why);
 	for (size_t i = 0; i < o->nsockets && err == 0; i++)
 		err = check_socket(o, i, why);
 	if (err == 0)

@@ -121,6 +121,21 @@ static const struct field socket_fields[] = {
 };
 static RECORD(socket, socket_ref, socket_fields);
 
+static const struct field sem_fields[] = {
+    INT(sem_ref, id), INT(sem_ref, key), INT(sem_ref, mode), INT(sem_ref, uid), INT(sem_ref, gid),
+    INTS(sem_ref, values),
+};
+static RECORD(sem, sem_ref, sem_fields);
+
+static const struct field message_fields[] = {INT(sysv_message, type), BYTES(sysv_message, data)};
+static RECORD(message, sysv_message, message_fields);
+
+static const struct field msgq_fields[] = {
+    INT(msgq_ref, id), INT(msgq_ref, key), INT(msgq_ref, mode), INT(msgq_ref, uid), INT(msgq_ref, gid),
+    UINT(msgq_ref, limit), LIST(msgq_ref, messages, record_message),
+};
+static RECORD(msgq, msgq_ref, msgq_fields);
+
 static const struct field objects_fields[] = {
     LIST(objects, files, record_file), LIST(objects, shms, record_shm),
     LIST(objects, ofds, record_ofd), LIST(objects, pipes, record_pipe),
@@ -128,6 +143,7 @@ static const struct field objects_fields[] = {
     LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
     LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
     LIST(objects, sockets, record_socket), LIST(objects, ptys, record_pty),
+    LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
 };
 RECORD(objects, objects, objects_fields);
 

@@ -28,7 +28,21 @@ load common
 	[[ $output == *"the original has it until it ends"* ]]
 	check_victim "$PID"
 }
+@test "System V: shared memory, semaphores, message queues, one who waits" {
+	roundtrip sysv
+	[ "$(sysv_left)" = "" ] # they went with the original
+}
+@test "System V: what SEM_UNDO would give back cannot be read, and that is said" {
+	start perl -e 'use IPC::SysV qw(IPC_PRIVATE IPC_RMID SEM_UNDO); $| = 1;
+		$s = semget(IPC_PRIVATE, 1, 0600); semop($s, pack("s3", 0, 1, SEM_UNDO));
+		$SIG{TERM} = sub { semctl($s, 0, IPC_RMID, 0); exit }; print "ready\n"; sleep 1000'
+	await out ready 20
+	run -0 ckpt --check -p "$PID"
+	[[ $output == *"pid $PID: what SEM_UNDO"* ]]
+	kill "$PID"
+	until_true 'gone "$PID"'
+}
 @test "all of it at once, shared with children" {
 	roundtrip eventfd timerfd signalfd epoll-set inotify pidfd memfd unnamed fifo socketpair scm local-server \
-		inet children forked
+		inet children forked sysv
 }

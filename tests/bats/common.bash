@@ -18,8 +18,16 @@ teardown() {
 	while read -r p; do
 		kill -KILL "$p" 2>/dev/null || :
 	done <pids
+	sysv_left | while read -r kind p; do ipcrm "--$kind-id" "$p"; done
 	cd /
 	rm -rf "$T"
+}
+
+# What victims have here of System V, by its keys: "shmem ID", "semaphore ID", "queue ID".
+sysv_left() {
+	awk '$1 >= 1886191616 && $1 < 1886257152 { split(FILENAME, f, "/");
+		print (f[4] == "shm" ? "shmem" : f[4] == "sem" ? "semaphore" : "queue"), $2 }' \
+		/proc/sysvipc/shm /proc/sysvipc/sem /proc/sysvipc/msg
 }
 
 # A program in a session of its own, its output in file `out`; sets PID.
