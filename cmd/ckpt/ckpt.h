@@ -150,6 +150,8 @@ long restarted_call(const struct tracee *th);
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);
 int collect_outside(struct ckpt *c, struct member *who);
+/* Does it share its table of files, its directory with its parent? */
+void collect_shares(struct member *who);
 int collect_obstacles(struct ckpt *c, struct member *who);
 /* When who is who is known of all: sessions that cannot be made again. */
 int collect_sessions(struct ckpt *c);

@@ -199,7 +199,7 @@ is_shared(uint64_t entry)
 static bool
 same_backing(const struct vma *child, const struct vma *parent)
 {
-	return parent != NULL && !parent->shared && !child->shared && parent->kind == child->kind &&
+	return parent != NULL && parent->huge == 0 && child->huge == 0 && !parent->shared && !child->shared && parent->kind == child->kind &&
 	    parent->ref == child->ref && (child->kind != VMA_FILE ||
 		parent->offset + (child->start - parent->start) == child->offset) &&
 	    vma_has(parent, "gd") == vma_has(child, "gd") && vma_has(parent, "nr") == vma_has(child, "nr") &&
@@ -306,14 +306,15 @@ collect_inherited(struct member *who)
 	int pagemap, err = 0;
 
 	if (!is_fork_of_parent(who))
-		return 0;
+		return t->shares_files ? fail(ENOTSUP, "pid %d: it shares its open files with its parent, which has "
+		    "become another program", who->target.pid) : 0;
 	pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		return fail_errno("pid %d: pagemap", who->target.pid);
 	for (size_t i = 0; i < t->nvmas && err == 0; i++)
 		err = inherit_vma(who, pagemap, &t->vmas[i]);
 	close(pagemap);
-	t->forked = t->ninherits > 0;
+	t->forked = t->ninherits > 0 || t->shares_files;
 	for (size_t i = 0; i < t->ninherits && err == 0; i++)
 		err = page_runs_add(&all, t->inherits[i].start,
 		    (t->inherits[i].end - t->inherits[i].start) / PAGE_BYTES);

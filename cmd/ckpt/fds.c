@@ -322,7 +322,8 @@ collect_held(struct ckpt *c)
 		return -ENOMEM;
 	for (size_t i = 0; i < c->nmembers && err == 0; i++) {
 		c->tasks[i] = (struct held_task){c->members[i]->target.pid, c->model.header.tasks[i]};
-		if (!c->members[i]->zombie)
+		collect_shares(c->members[i]);
+		if (!c->members[i]->zombie && !c->members[i]->task->shares_files)
 			err = hold_all(c, c->members[i]);
 	}
 	return err;

@@ -346,7 +346,7 @@ ask_segment(struct tracee *th, struct shm_ref *shm)
 	script_fini(&s);
 	if (err < 0)
 		return err;
-	if (page_up(ds.shm_segsz) != shm->size)
+	if (round_up(ds.shm_segsz, shm->huge != 0 ? shm->huge : PAGE_BYTES) != shm->size)
 		return fail(ENOTSUP, "pid %d: it has a part of System V segment %" PRId64 " attached", th->pid, shm->id);
 	shm->size = ds.shm_segsz;
 	shm->key = ds.shm_perm.__key;

@@ -89,9 +89,26 @@ check_single(struct ckpt *c, struct member *who)
 	return err;
 }
 
+static bool
+same(const struct member *a, const struct member *b, int type)
+{
+	return kfeat(KFEAT_kcmp) && !a->zombie && !b->zombie &&
+	    syscall(SYS_kcmp, a->target.pid, b->target.pid, type, 0, 0) == 0;
+}
+
+/* Before the files of all are looked at: a table that several share is listed once. */
+void
+collect_shares(struct member *who)
+{
+	if (who->parent == NULL)
+		return;
+	who->task->shares_files = same(who->parent, who, KCMP_FILES);
+	who->task->shares_fs = same(who->parent, who, KCMP_FS);
+}
+
 /*
- * What tasks share as threads do, without being threads. Files are told apart by fds.c; a shared
- * address space, table of files or table of handlers cannot be made by fork(2) and exec(2).
+ * What tasks share as threads do, without being threads. A child can be born with its parent's table of files, and with
+ * its directory; a shared address space or table of handlers cannot be made by fork(2) and exec(2).
  */
 static int
 check_sharing(struct ckpt *c, struct member *who)
@@ -100,20 +117,23 @@ check_sharing(struct ckpt *c, struct member *who)
 		int type;
 		const char *what;
 	} shared[] = {{KCMP_VM, "its memory (a vfork that goes on, or clone with CLONE_VM)"},
-	    {KCMP_FILES, "its table of open files (clone with CLONE_FILES)"},
+	    {KCMP_FILES, "its table of open files (clone with CLONE_FILES), and is not its child"},
 	    {KCMP_SIGHAND, "its signal handlers (clone with CLONE_SIGHAND)"},
-	    {KCMP_FS, "its working directory (clone with CLONE_FS)"}};
+	    {KCMP_FS, "its working directory (clone with CLONE_FS), and is not its child"}};
 	char name[64];
 	int err = 0;
 
-	for (size_t m = 0; kfeat(KFEAT_kcmp) && c->members[m] != who && err == 0; m++)
-		for (size_t i = 0; i < ARRAY_LEN(shared) && err == 0; i++)
-			if (!c->members[m]->zombie && syscall(SYS_kcmp, c->members[m]->target.pid,
-				who->target.pid, shared[i].type, 0, 0) == 0) {
-				err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
-				    "it shares with pid %d %s", c->members[m]->target.pid, shared[i].what);
-				break;
-			}
+	for (size_t m = 0; c->members[m] != who && err == 0; m++)
+		for (size_t i = 0; i < ARRAY_LEN(shared) && err == 0; i++) {
+			/* What is shared with the parent may well be shared with a brother. */
+			if ((shared[i].type == KCMP_FILES && who->task->shares_files) ||
+			    (shared[i].type == KCMP_FS && who->task->shares_fs) ||
+			    !same(c->members[m], who, shared[i].type))
+				continue;
+			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+			    "it shares with pid %d %s", c->members[m]->target.pid, shared[i].what);
+			break;
+		}
 	return err;
 }
 

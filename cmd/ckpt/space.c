@@ -214,7 +214,7 @@ sysv_segment(struct ckpt *c, struct member *who, const struct proc_map *m, struc
 		return (int)v->ref;
 	shm = &c->model.objects.shms[v->ref];
 	if (!shm->sysv)
-		*shm = (struct shm_ref){.size = shm->size, .sysv = true, .id = (int64_t)m->ino, .mode = -1};
+		*shm = (struct shm_ref){.size = shm->size, .sysv = true, .id = (int64_t)m->ino, .mode = -1, .huge = v->huge};
 	return 0;
 }
 
@@ -226,6 +226,13 @@ has_fd(const struct ckpt *c, const struct proc_map *m)
 		if (c->held[i].st.st_ino == m->ino && c->held[i].st.st_dev == makedev(m->major, m->minor))
 			return true;
 	return false;
+}
+
+/* Huge pages as the kernel calls them without a file, or as an earlier restart has made them shared. */
+static bool
+is_unnamed_huge(const struct proc_map *m)
+{
+	return strncmp(m->path, "/anon_hugepage", 14) == 0 || (m->shared && strncmp(m->path, "/memfd:", 7) == 0);
 }
 
 /* What is behind a mapping. Returns 0, 1 to leave it out, or a negative errno. */
@@ -240,8 +247,10 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	if (m->start >= ARCH_USER_END || strncmp(m->path, "[vvar", 5) == 0 ||
 	    strcmp(m->path, "[vdso]") == 0)
 		return 1;
-	if (has_flag(m->flags, "ht"))
-		return refuse(c, who, m, NULL, "huge pages of hugetlbfs cannot be moved yet");
+	v->huge = has_flag(m->flags, "ht") ? m->page_bytes : 0;
+	if (v->huge != 0 && (has_fd(c, m) || (!is_unnamed_huge(m) && strncmp(m->path, "/SYSV", 5) != 0)))
+		return refuse(c, who, m, "have the program map it as anonymous memory (MAP_HUGETLB)",
+		    "a file of hugetlbfs");
 	if (has_flag(m->flags, "io") || has_flag(m->flags, "pf"))
 		return refuse(c, who, m, "have the program release the device", "memory of a device");
 	if (has_flag(m->flags, "um") || has_flag(m->flags, "uw"))
@@ -261,11 +270,15 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 			return -ENOMEM;
 		v->name[strcspn(v->name, "]")] = '\0';
 	}
-	if (m->shared && m->ino != 0 && !has_fd(c, m) &&
-	    (strncmp(m->path, "/dev/zero (deleted)", 19) == 0 || strncmp(m->path, "/memfd:", 7) == 0 ||
-		strncmp(m->path, "[anon_shmem:", 12) == 0)) {
+	if (v->huge != 0 && !m->shared)
+		return 0;
+	if (m->shared && m->ino != 0 && !has_fd(c, m) && (v->huge != 0 ||
+	    strncmp(m->path, "/dev/zero (deleted)", 19) == 0 || strncmp(m->path, "/memfd:", 7) == 0 ||
+	    strncmp(m->path, "[anon_shmem:", 12) == 0)) {
 		v->kind = VMA_SHM;
 		v->ref = shm_object(c, m);
+		if (v->ref >= 0)
+			c->model.objects.shms[v->ref].huge = v->huge;
 		return v->ref < 0 ? (int)v->ref : 0;
 	}
 	if (m->ino == 0 && (special || m->path[0] == '\0'))

@@ -154,13 +154,16 @@ cannot_stop(const struct target *t, const struct tracee *th)
 {
 	char path[64], *where = NULL;
 	char state = thread_state(t, th->tid);
+	bool vfork;
 
 	snprintf(path, sizeof(path), "task/%d/wchan", th->tid);
 	if (read_file(t->proc, path, &where) < 0)
 		where = NULL;
-	fail(ETIMEDOUT, "pid %d: thread %d cannot be stopped: state %c%s%s (wait for it, or give "
-	    "--stop-timeout more)", t->pid, th->tid, state, where != NULL ? " in " : "",
-	    where != NULL ? where : "");
+	/* It sleeps there until its child has executed a program or ended, and nothing wakes it before. */
+	vfork = where != NULL && (strstr(where, "kernel_clone") != NULL || strstr(where, "vfork") != NULL);
+	fail(ETIMEDOUT, "pid %d: thread %d cannot be stopped: %s%c%s%s (wait for it, or give "
+	    "--stop-timeout more)", t->pid, th->tid, vfork ? "its child of vfork(2) has not executed a program yet; state " :
+	    "state ", state, where != NULL ? " in " : "", where != NULL ? where : "");
 	free(where);
 	return -ETIMEDOUT;
 }

@@ -353,6 +353,14 @@ files_late(struct restart *r)
 	return err;
 }
 
+static unsigned
+huge_memfd(const struct restart *r, uint64_t huge)
+{
+	uint64_t flags = space_huge_flags(r, huge);
+
+	return flags == 0 ? 0 : MFD_HUGETLB | (unsigned)(flags & ~(uint64_t)MAP_HUGETLB);
+}
+
 /* Shared anonymous memory that is mapped in several pieces, or by several processes, needs a file to be one object. */
 static int
 open_shms(struct restart *r)
@@ -371,7 +379,7 @@ open_shms(struct restart *r)
 	for (size_t i = 0; err == 0 && i < n; i++) {
 		if (r->model.objects.shms[i].sysv || pieces[i] < 2)
 			continue;
-		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC);
+		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC | huge_memfd(r, r->model.objects.shms[i].huge));
 		if (r->open.shms[i] < 0 ||
 		    ftruncate(r->open.shms[i], (off_t)page_up(r->model.objects.shms[i].size)) < 0)
 			err = fail_errno("shared memory");
@@ -440,6 +448,7 @@ files_open(struct restart *r)
 	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++)
 		if (!r->model.tasks[i].zombie)
 			err = open_program(r, (size_t)r->model.tasks[i].exe);
+	space_choose_pages(r);
 	if (err == 0 && !r->opt.check)
 		err = ipc_make(r);
 	if (err == 0)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
@@ -58,10 +59,12 @@ static int
 make_segment(const struct restart *r, const struct shm_ref *shm)
 {
 	struct shmid_ds ds;
+	uint64_t huge = space_huge_flags(r, shm->huge);
+	int flags = IPC_CREAT | IPC_EXCL | (int)shm->mode | (huge == 0 ? 0 : SHM_HUGETLB | (int)(huge & ~(uint64_t)MAP_HUGETLB));
 	int id, err;
 
 	want_id("/proc/sys/kernel/shm_next_id", shm->id);
-	id = shmget((key_t)shm->key, shm->size, IPC_CREAT | IPC_EXCL | (int)shm->mode);
+	id = shmget((key_t)shm->key, shm->size, flags);
 	err = check_id("segment", shm->id, id);
 	if (err == 0 && !r->own_userns && shmctl(id, IPC_STAT, &ds) == 0) {
 		ds.shm_perm.uid = (uid_t)shm->uid;

@@ -99,6 +99,7 @@ struct restart {
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	uint64_t no_huge;    /* sizes of huge pages that are not to be had here, or'ed */
 	uint64_t text_bytes; /* of all JSON so far */
 	struct built *built; /* parallel to the tasks of the image */
 	struct built **helpers;
@@ -170,8 +171,12 @@ int tree_children(struct restart *r, struct built *b);
 /* Process groups; those that have ended; helpers are gone. */
 int tree_finish(struct restart *r);
 
+/* Are there enough huge pages? Where not, small ones are used, and that is said. */
+void space_choose_pages(struct restart *r);
+/* MAP_HUGETLB and the size for pages of this many bytes (memfd_create(2) and shmget(2) have the size at the same bits), or 0. */
+uint64_t space_huge_flags(const struct restart *r, uint64_t huge);
 int space_make(struct restart *r, struct built *b);
-int space_finish(struct built *b);
+int space_finish(struct restart *r, struct built *b);
 
 /* The pages of this process; with NULL (restart --check) all pages, which are only checked. */
 int fill(struct restart *r, struct built *b);

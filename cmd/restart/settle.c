@@ -298,6 +298,8 @@ place_fds(struct restart *r, struct built *b)
 	struct script s = {0};
 	struct attaching a = {r, t, &s};
 
+	if (t->shares_files)
+		return 0;
 	script_add(&s, "open files", SYS_close_range, 0, top, 0);
 	if (kind_in_order(&r->model.objects, attach_one, &a) < 0)
 		return fail(ENOMEM, "out of memory");
@@ -363,6 +365,17 @@ add_owners(struct script *s, const struct restart *r, const struct task *t)
 	}
 }
 
+/* Whose table of open files is it? */
+static const struct task *
+table_owner(const struct restart *r, const struct task *t)
+{
+	const struct built *b = &r->built[t - r->model.tasks];
+
+	while (b->task->shares_files)
+		b = b->parent;
+	return b->task;
+}
+
 /* Its directory was checked when its files were. */
 static int
 add_directory(struct script *s, const struct restart *r, const struct task *t)
@@ -375,6 +388,17 @@ add_directory(struct script *s, const struct restart *r, const struct task *t)
 	script_data_arg(s, 0);
 	free(cwd);
 	return 0;
+}
+
+/* Will another one need the stock that is in its table? */
+static bool
+shared_later(const struct restart *r, const struct task *t)
+{
+	bool later = false;
+
+	for (size_t i = (size_t)(t - r->model.tasks) + 1; i < r->model.header.ntasks && !later; i++)
+		later = r->model.tasks[i].shares_files && table_owner(r, &r->model.tasks[i]) == table_owner(r, t);
+	return later;
 }
 
 static int
@@ -390,7 +414,8 @@ settle_process(struct restart *r, struct built *b)
 	add_owners(&s, r, t);
 	script_add(&s, "personality", SYS_personality, t->personality);
 	script_may_fail(&s);
-	script_add(&s, "restart's own files", SYS_close_range, stock_fd(r, STOCK_FILES, 0), UINT32_MAX, 0);
+	if (!shared_later(r, t))
+		script_add(&s, "restart's own files", SYS_close_range, stock_fd(r, STOCK_FILES, 0), UINT32_MAX, 0);
 	if (err == 0)
 		err = loop_run(&b->loop, &b->threads[0], &s);
 	script_fini(&s);
@@ -406,7 +431,7 @@ settle(struct restart *r, struct built *b)
 	int err = tracee_set_sigmask(b->threads[0].tid, ALL_SIGNALS);
 
 	if (err == 0)
-		err = space_finish(b);
+		err = space_finish(r, b);
 	for (size_t i = 1; i < t->nthreads && err == 0; i++)
 		err = make_thread(b, &t->threads[i]);
 	if (err == 0)

@@ -139,6 +139,63 @@ clear_stub(struct script *s, const struct proc_maps *stub)
 	}
 }
 
+/* --- huge pages */
+
+static int
+page_bits(uint64_t huge)
+{
+	return __builtin_ctzll(huge);
+}
+
+uint64_t
+space_huge_flags(const struct restart *r, uint64_t huge)
+{
+	if (huge == 0 || (r->no_huge & huge) != 0)
+		return 0;
+	return MAP_HUGETLB | (uint64_t)page_bits(huge) << MAP_HUGE_SHIFT;
+}
+
+/* All of one size that the image has. */
+static uint64_t
+huge_total(const struct restart *r, uint64_t huge)
+{
+	uint64_t total = 0;
+
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		for (size_t k = 0; k < r->model.tasks[i].nvmas; k++) {
+			const struct vma *v = &r->model.tasks[i].vmas[k];
+
+			if (v->huge == huge && v->kind == VMA_ANON)
+				total += v->end - v->start;
+		}
+	for (size_t i = 0; i < r->model.objects.nshms; i++)
+		if (r->model.objects.shms[i].huge == huge)
+			total += r->model.objects.shms[i].size;
+	return total;
+}
+
+/* A mapping reserves what it may need: so it is tried with one. */
+void
+space_choose_pages(struct restart *r)
+{
+	for (int bits = 13; bits <= 34; bits++) {
+		uint64_t huge = 1ULL << bits, total = huge_total(r, huge);
+		void *p;
+
+		if (total == 0)
+			continue;
+		p = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS |
+		    (int)space_huge_flags(r, huge), -1, 0);
+		if (p != MAP_FAILED) {
+			munmap(p, total);
+			continue;
+		}
+		note("%" PRIu64 " MiB of huge pages of %" PRIu64 " KiB are not free here: small pages are used "
+		     "(/proc/sys/vm/nr_hugepages)", total >> 20, huge >> 10);
+		r->no_huge |= huge;
+	}
+}
+
 /* --- mapping what the image has */
 
 /*
@@ -173,7 +230,7 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 	else if (v->kind == VMA_SHM && r->open.shms[v->ref] >= 0)
 		fd = stock_fd(r, STOCK_SHMS, v->ref);
 	if (fd == (uint64_t)-1) {
-		flags |= MAP_ANONYMOUS;
+		flags |= MAP_ANONYMOUS | space_huge_flags(r, v->huge);
 		offset = 0;
 	}
 	script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start,
@@ -435,7 +492,7 @@ space_make(struct restart *r, struct built *b)
 #define MADV_GUARD_INSTALL_ 102
 
 static void
-finish_vma(struct script *s, const struct vma *v)
+finish_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t len = v->end - v->start;
 
@@ -453,6 +510,11 @@ finish_vma(struct script *s, const struct vma *v)
 			continue;
 		script_may_fail(s);
 	}
+	/* The kernel may join small pages to huge ones by itself. */
+	if (v->huge != 0 && space_huge_flags(r, v->huge) == 0) {
+		script_add(s, "advice", SYS_madvise, v->start, len, MADV_HUGEPAGE);
+		script_may_fail(s);
+	}
 	if (v->name != NULL) {
 		script_add(s, "name of a mapping", SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, v->start,
 		    len, script_data(s, v->name, strlen(v->name) + 1));
@@ -462,14 +524,14 @@ finish_vma(struct script *s, const struct vma *v)
 }
 
 int
-space_finish(struct built *b)
+space_finish(struct restart *r, struct built *b)
 {
 	const struct task *t = b->task;
 	struct script s = {0};
 	int err;
 
 	for (size_t i = 0; i < t->nvmas; i++)
-		finish_vma(&s, &t->vmas[i]);
+		finish_vma(r, &s, &t->vmas[i]);
 	for (size_t i = 0; i < t->nguards; i++)
 		script_add(&s, "guard pages", SYS_madvise, t->guards[i].start,
 		    t->guards[i].end - t->guards[i].start, MADV_GUARD_INSTALL_);

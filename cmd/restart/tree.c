@@ -111,8 +111,13 @@ static int
 bear(struct restart *r, struct built *creator, struct built *b, bool as_sibling)
 {
 	const struct task *t = b->task;
-	uint64_t flags = (t->forked || t->zombie ? 0 : CLONE_VM) | (as_sibling ? CLONE_PARENT : 0);
-	int err = build_clone(creator, b, t->pid, flags, as_sibling ? 0 : (int)t->exit_signal);
+	uint64_t flags = (t->forked || t->zombie ? 0 : CLONE_VM) | (as_sibling ? CLONE_PARENT : 0) |
+	    (t->shares_files ? CLONE_FILES : 0) | (t->shares_fs ? CLONE_FS : 0);
+	int err = as_sibling && (t->shares_files || t->shares_fs) ? fail(ENOTSUP, "pid %" PRId64 ": it shares with a "
+	    "parent of another session what only a child of the same can share", t->pid) : 0;
+
+	if (err == 0)
+		err = build_clone(creator, b, t->pid, flags, as_sibling ? 0 : (int)t->exit_signal);
 
 	if (err == 0 && b->birth == ANY_SESSION)
 		err = begin_session(r, b);

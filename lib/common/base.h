@@ -30,6 +30,13 @@ page_up(uint64_t n)
 	return (n + PAGE_BYTES - 1) & PAGE_MASK;
 }
 
+/* to: a power of two */
+static inline uint64_t
+round_up(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) & ~(to - 1);
+}
+
 static inline uint64_t
 min_u64(uint64_t a, uint64_t b)
 {

@@ -69,8 +69,8 @@ save(struct kind_save *s, struct ofd *ofd)
 		    "%s has been removed and cannot be read: %s", s->link, strerror(errno));
 	if (is_hugetlb(fd)) {
 		close(fd);
-		return report_add(s->report, OBSTACLE, 69, s->object, "have the program use small pages",
-		    "%s: huge pages of hugetlbfs cannot be moved yet", s->link);
+		return report_add(s->report, OBSTACLE, 69, s->object,
+		    "have the program map it as anonymous memory (MAP_HUGETLB)", "%s: a file of hugetlbfs", s->link);
 	}
 	for (size_t i = 0; i < s->shared->nfiles; i++)
 		if (s->shared->files[i].dev == s->st.st_dev && s->shared->files[i].ino == s->st.st_ino)

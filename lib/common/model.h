@@ -65,6 +65,7 @@ struct vma {
 	int64_t kind;  /* enum vma_kind */
 	int64_t ref;   /* index of a file (VMA_FILE) or of a shm object (VMA_SHM), else -1 */
 	uint64_t offset;
+	uint64_t huge; /* bytes of its pages, where these are of hugetlbfs, else 0 */
 	char *flags;   /* VmFlags of smaps, two letters each: "rd wr mr mw me ac sd" */
 	char *name;    /* PR_SET_VMA_ANON_NAME, or NULL */
 };
@@ -76,6 +77,7 @@ struct shm_ref {
 	int64_t id, key, mode; /* of a segment */
 	int64_t uid, gid;
 	bool removed; /* it goes with the last that has it attached */
+	uint64_t huge; /* as in struct vma */
 };
 
 /* A set of semaphores of System V. */
@@ -215,7 +217,9 @@ struct task {
 	int64_t exit_signal; /* what its parent gets when it ends, mostly SIGCHLD */
 	bool zombie;         /* it has ended, and its parent has not waited for it: only these matter: */
 	int64_t status;      /* as waitpid(2) gives it */
-	bool forked;         /* it shares pages with its parent: those of `inherits` */
+	bool forked;         /* it is a copy of its parent: pages of `inherits` are shared */
+	bool shares_files;   /* its table of open files is its parent's: it has no list of its own */
+	bool shares_fs;      /* its working directory and umask are its parent's */
 	bool session_leader, group_leader;
 	int64_t tty;        /* of a session leader: controlling terminal, in ptys; -1: none, or outside */
 	int64_t foreground; /* of a session leader: process group in the foreground there, or 0 */

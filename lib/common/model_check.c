@@ -66,6 +66,20 @@ is_user_range(taddr start, taddr end)
 	return start < end && start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && end <= ARCH_USER_END;
 }
 
+/* Not of hugetlbfs, or a size of pages that a kernel may have, and a mapping of whole ones. */
+static bool
+is_huge(uint64_t huge, taddr start, taddr end)
+{
+	return huge == 0 || ((huge & (huge - 1)) == 0 && huge > PAGE_BYTES && huge <= 1ULL << 34 && start % huge == 0 &&
+	    end % huge == 0);
+}
+
+static uint64_t
+granule(const struct vma *v)
+{
+	return v->huge != 0 ? v->huge : PAGE_BYTES;
+}
+
 static int
 check_vmas(const struct model *m, const struct task *t, char why[128])
 {
@@ -82,10 +96,13 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 			return model_bad(why, "task.vmas[%zu]: unknown kind", i);
 		if (v->kind != VMA_ANON && (v->ref < 0 || v->ref >= limit))
 			return model_bad(why, "task.vmas[%zu]: refers to nothing", i);
-		if (v->offset % PAGE_BYTES != 0 || v->offset > INT64_MAX - (v->end - v->start))
+		if (!is_huge(v->huge, v->start, v->end) || (v->huge != 0 && v->kind == VMA_FILE) ||
+		    (v->kind == VMA_SHM && v->huge != m->objects.shms[v->ref].huge))
+			return model_bad(why, "task.vmas[%zu]: huge pages that cannot be", i);
+		if (v->offset % granule(v) != 0 || v->offset > INT64_MAX - (v->end - v->start))
 			return model_bad(why, "task.vmas[%zu]: bad offset", i);
 		if (v->kind == VMA_SHM &&
-		    v->offset + (v->end - v->start) > page_up(m->objects.shms[v->ref].size))
+		    v->offset + (v->end - v->start) > round_up(m->objects.shms[v->ref].size, granule(v)))
 			return model_bad(why, "task.vmas[%zu]: behind the end of its object", i);
 		if (v->flags != NULL && strlen(v->flags) > 256)
 			return model_bad(why, "task.vmas[%zu]: too many flags", i);
@@ -311,8 +328,10 @@ check_inherits(const struct task *t, const struct task *parent, char why[128])
 {
 	taddr floor = 0;
 
-	if (t->forked ? parent == NULL || t->ninherits == 0 : t->ninherits > 0)
+	if (t->forked ? parent == NULL || (t->ninherits == 0 && !t->shares_files) : t->ninherits > 0)
 		return model_bad(why, "task.inherits: without a parent");
+	if (t->shares_files ? !t->forked || t->nfds > 0 || t->nlocks > 0 : t->shares_fs && parent == NULL)
+		return model_bad(why, "task: shares what it cannot share");
 	for (size_t i = 0, v = 0, p = 0; i < t->ninherits; i++) {
 		const struct page_range *r = &t->inherits[i];
 
@@ -349,7 +368,7 @@ check_place(const struct model *m, size_t i, char why[128])
 		return is_wait_status(t->status) && t->nthreads == 0 && t->nvmas == 0 && t->nfds == 0 &&
 		    t->nguards == 0 && t->ninherits == 0 && t->nlocks == 0 && t->ntimers == 0 && t->mm.vdso == 0 &&
 		    t->mm.vvar == 0 && t->mm.vdso_size == 0 && t->mm.start_brk == 0 && strlen(t->comm) <= 64 &&
-		    !t->forked ? 0 : model_bad(why, "task.status: not how a process ends");
+		    !t->forked && !t->shares_files && !t->shares_fs ? 0 : model_bad(why, "task.status: not how a process ends");
 	return check_inherits(t, parent, why);
 }
 

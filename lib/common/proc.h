@@ -23,6 +23,7 @@ struct proc_map {
 	char *path;  /* as shown, unescaped; "" where there is none; owned */
 	char *flags; /* VmFlags, or NULL from maps; owned */
 	int pkey;
+	uint64_t page_bytes; /* from smaps: of hugetlbfs more than others */
 };
 
 struct proc_maps {

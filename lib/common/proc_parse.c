@@ -61,6 +61,8 @@ parse_detail(struct proc_map *m, const char *line)
 			m->flags[--n] = '\0';
 	} else if (strncmp(line, "ProtectionKey:", 14) == 0) {
 		m->pkey = atoi(line + 14);
+	} else if (strncmp(line, "KernelPageSize:", 15) == 0) {
+		m->page_bytes = strtoull(line + 15, NULL, 10) << 10;
 	}
 	return 0;
 }

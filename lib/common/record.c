@@ -98,7 +98,8 @@ put_field(const struct field *f, const void *st, bool *skip)
 	case FIELD_INT:
 		return json_integer(*(const int64_t *)at);
 	case FIELD_UINT:
-		return json_integer((json_int_t)(*(const uint64_t *)at & INT64_MAX));
+		*skip = f->optional && *(const uint64_t *)at == 0;
+		return *skip ? NULL : json_integer((json_int_t)(*(const uint64_t *)at & INT64_MAX));
 	case FIELD_HEX:
 		return put_hex(*(const uint64_t *)at);
 	case FIELD_BOOL:

@@ -7,6 +7,7 @@
 #define AT(st, m) offsetof(struct st, m)
 #define INT(st, m) {#m, FIELD_INT, AT(st, m), 0, NULL, false}
 #define UINT(st, m) {#m, FIELD_UINT, AT(st, m), 0, NULL, false}
+#define OPT_UINT(st, m) {#m, FIELD_UINT, AT(st, m), 0, NULL, true} /* absent when 0 */
 #define HEX(st, m) {#m, FIELD_HEX, AT(st, m), 0, NULL, false}
 #define BOOL(st, m) {#m, FIELD_BOOL, AT(st, m), 0, NULL, true}
 #define STR(st, m) {#m, FIELD_STR, AT(st, m), 0, NULL, true}
@@ -52,6 +53,7 @@ static RECORD(file, file_ref, file_fields);
 static const struct field shm_fields[] = {
     UINT(shm_ref, size), BOOL(shm_ref, sysv), INT(shm_ref, id), INT(shm_ref, key), INT(shm_ref, mode),
     INT(shm_ref, uid), INT(shm_ref, gid), BOOL(shm_ref, removed),
+    OPT_UINT(shm_ref, huge),
 };
 static RECORD(shm, shm_ref, shm_fields);
 
@@ -149,7 +151,7 @@ RECORD(objects, objects, objects_fields);
 
 static const struct field vma_fields[] = {
     HEX(vma, start), HEX(vma, end), INT(vma, prot), BOOL(vma, shared), INT(vma, kind),
-    INT(vma, ref), HEX(vma, offset), STR(vma, flags), STR(vma, name),
+    INT(vma, ref), HEX(vma, offset), OPT_UINT(vma, huge), STR(vma, flags), STR(vma, name),
 };
 static RECORD(vma, vma, vma_fields);
 
@@ -226,7 +228,8 @@ static RECORD(mm, mm_layout, mm_fields);
 
 static const struct field task_fields[] = {
     INT(task, pid), INT(task, pgid), INT(task, sid), INT(task, ppid), INT(task, exit_signal),
-    BOOL(task, zombie), INT(task, status), BOOL(task, forked), BOOL(task, session_leader),
+    BOOL(task, zombie), INT(task, status), BOOL(task, forked), BOOL(task, shares_files),
+    BOOL(task, shares_fs), BOOL(task, session_leader),
     BOOL(task, group_leader), INT(task, tty), INT(task, foreground), STR(task, comm),
     STR(task, cwd), INT(task, exe), INT(task, umask), INT(task, stop_signal),
     INT(task, oom_score_adj), HEX(task, personality), HEX(task, coredump_filter),

@@ -3,6 +3,33 @@
 
 load common
 
+# So many huge pages in all; skips where that is not to be had.
+huge_pages() {
+	[ -s huge-before ] || cat /proc/sys/vm/nr_hugepages >huge-before # teardown puts it back
+	echo "$1" 2>/dev/null >/proc/sys/vm/nr_hugepages || skip "only root may ask for huge pages"
+	[ "$(cat /proc/sys/vm/nr_hugepages)" -ge "$1" ] || skip "no huge pages are to be had"
+}
+
+@test "huge pages: private, shared; small ones where there are none" {
+	huge_pages 12
+	start_victim huge
+	oracle "$PID" >before
+	ckpt -p "$PID" -o image
+	restart_as_new image
+	as_before "$NEW"
+	check_victim "$NEW"
+	grep -q '^VmFlags:.* ht' "/proc/$NEW/smaps"
+	ckpt -p "$NEW" -o image
+	until_true 'gone "$NEW"'
+	huge_pages 0
+	run -0 --separate-stderr restart -d image
+	[[ $stderr == *"12 MiB of huge pages of 2048 KiB are not free here: small pages are used"* ]]
+	NEW=$output
+	echo "$NEW" >>pids
+	run ! grep -q '^VmFlags:.* ht' "/proc/$NEW/smaps"
+	check_victim "$NEW"
+}
+
 @test "anonymous memory: touched, zero and untouched pages" { roundtrip anon; }
 @test "protections: none with data, read-only, executable" { roundtrip protection; }
 @test "private and shared mappings of a file" { roundtrip mapped-file; }

@@ -14,12 +14,13 @@ load common
 }
 @test "shared memory of several processes" { roundtrip shared-by-fork; }
 @test "threads in a child" { roundtrip threads-in-child; }
+@test "a table of open files, and a directory, shared with the parent" { roundtrip shared-table; }
 @test "all of it at once, with files and timers" {
-	roundtrip children zombie forked shared-by-fork threads-in-child offset timers pipe locks
+	roundtrip children zombie forked shared-by-fork threads-in-child shared-table offset timers pipe locks
 }
 
 # Whole trees, shared objects, threads: what the faults below must leave as it was.
-WHOLE="children zombie forked threads-in-child socketpair scm epoll-set pipe fifo eventfd"
+WHOLE="children zombie forked threads-in-child shared-table socketpair scm epoll-set pipe fifo eventfd"
 
 @test "ckpt of a tree is killed, and fails, at every fault site: as found, or a complete image" {
 	# shellcheck disable=SC2086

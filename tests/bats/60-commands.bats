@@ -151,7 +151,7 @@ C
 	until_true '[ "$(cut -d" " -f3 /proc/'"$PID"'/stat)" = D ]'
 	run ckpt -p "$PID" --stop-timeout 1 -o image
 	[ "$status" = 75 ]
-	[[ "$output" == *"thread $PID"* ]]
+	[[ "$output" == *"thread $PID"*"vfork(2)"* ]]
 	[ ! -e image ]
 	await out "went on" 30
 	until_true 'grep -q "TracerPid:.*0" /proc/'"$PID"'/status'

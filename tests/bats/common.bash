@@ -19,6 +19,7 @@ teardown() {
 		kill -KILL "$p" 2>/dev/null || :
 	done <pids
 	sysv_left | while read -r kind p; do ipcrm "--$kind-id" "$p"; done
+	[ ! -s "$T/huge-before" ] || cat "$T/huge-before" >/proc/sys/vm/nr_hugepages
 	cd /
 	rm -rf "$T"
 }

@@ -372,10 +372,44 @@ droppable_check(void)
 		differs("droppable: is an ordinary mapping");
 }
 
+/* --- pages of hugetlbfs, private, shared with a child, and of System V */
+
+enum { HUGE = 2 << 20 };
+static unsigned char *huge, *huge_shared;
+static pid_t huge_child;
+
+static void
+huge_make(void)
+{
+	huge = map(2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
+	huge_shared = map(2 * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB, -1);
+	for (int i = 0; i < 8; i++)
+		stamp(huge + i * 100 * PAGE, (unsigned)(700 + i));
+	stamp(huge_shared + HUGE, 800);
+	huge_child = fork();
+	while (huge_child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (__atomic_load_n(&huge_shared[0], __ATOMIC_SEQ_CST) == 1)
+			__atomic_store_n(&huge_shared[0], 2, __ATOMIC_SEQ_CST);
+		usleep(1000);
+	}
+}
+
+static void
+huge_check(void)
+{
+	for (int i = 0; i < 8; i++)
+		SAME(stamped(huge + i * 100 * PAGE, (unsigned)(700 + i)), true);
+	SAME(stamped(huge_shared + HUGE, 800), true);
+	__atomic_store_n(&huge_shared[0], 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&huge_shared[0], __ATOMIC_SEQ_CST) != 2)
+		usleep(1000);
+}
+
 const struct maker memory_makers[] = {
     {"anon", anon_make, anon_check}, {"protection", protection_make, protection_check},
     {"mapped-file", file_make, file_check}, {"deleted-file", deleted_make, deleted_check},
     {"shared", shared_make, shared_check}, {"grow", grow_make, grow_check},
     {"advice", advice_make, advice_check}, {"guard", guard_make, guard_check},
-    {"droppable", droppable_make, droppable_check}, {NULL, NULL, NULL},
+    {"droppable", droppable_make, droppable_check}, {"huge", huge_make, huge_check}, {NULL, NULL, NULL},
 };

@@ -1,12 +1,16 @@
 /* Children and their children: who they are, how they ended, what they share. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -434,9 +438,75 @@ threads_make(void)
 	child(start_threads, turns_taken);
 }
 
+/* --- a child with the table of open files, and another with the directory, of its parent */
+
+static int table_ask[2], table_answer[2], dir_ask[2], dir_answer[2];
+
+static void
+until_told(int from, int to, void (*act)(void))
+{
+	char c;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (read(from, &c, 1) == 1) {
+		act();
+		if (write(to, "!", 1) != 1)
+			break;
+	}
+	_exit(0);
+}
+
+static void
+open_one(void)
+{
+	must(fcntl(table_ask[0], F_DUPFD, 500), "dup");
+}
+
+static void
+go_elsewhere(void)
+{
+	must(chdir("elsewhere"), "chdir");
+}
+
+static void
+tell(const int ask[2], const int answer[2])
+{
+	char c;
+
+	SAME(write(ask[1], "?", 1), 1);
+	SAME(read(answer[0], &c, 1), 1);
+}
+
+static void
+table_make(void)
+{
+	if (pipe(table_ask) < 0 || pipe(table_answer) < 0 || pipe(dir_ask) < 0 || pipe(dir_answer) < 0)
+		die("pipe");
+	must(mkdir("elsewhere", 0700), "mkdir");
+	if (must((int)syscall(SYS_clone, CLONE_FILES | CLONE_FS | SIGCHLD, 0, 0, 0, 0), "clone") == 0)
+		until_told(table_ask[0], table_answer[1], open_one);
+	if (must((int)syscall(SYS_clone, CLONE_FS | SIGCHLD, 0, 0, 0, 0), "clone") == 0)
+		until_told(dir_ask[0], dir_answer[1], go_elsewhere);
+}
+
+static void
+table_check(void)
+{
+	char cwd[4096];
+
+	SAME(fcntl(500, F_GETFD), -1);
+	tell(table_ask, table_answer);
+	SAME(fcntl(500, F_GETFD), 0);
+	close(500);
+	tell(dir_ask, dir_answer);
+	SAME(getcwd(cwd, sizeof(cwd)) != NULL && strstr(cwd, "/elsewhere") != NULL, 1);
+	must(chdir(".."), "chdir");
+}
+
 const struct maker tree_makers[] = {
     {"children", children_make, check_kids}, {"orphan", orphan_make, check_kids},
     {"zombie", zombie_make, zombie_check}, {"stopped-child", stopped_make, stopped_check},
     {"forked", forked_make, check_kids}, {"shared-by-fork", shared_make, shared_check},
-    {"threads-in-child", threads_make, check_kids}, {0},
+    {"threads-in-child", threads_make, check_kids},
+    {"shared-table", table_make, table_check}, {0},
 };
