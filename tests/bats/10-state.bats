@@ -22,10 +22,8 @@ huge_pages() {
 	ckpt -p "$NEW" -o image
 	until_true 'gone "$NEW"'
 	huge_pages 0
-	run -0 --separate-stderr restart -d image
-	[[ $stderr == *"12 MiB of huge pages of 2048 KiB are not free here: small pages are used"* ]]
-	NEW=$output
-	echo "$NEW" >>pids
+	restart_as_new image 2>told
+	grep -q "12 MiB of huge pages of 2048 KiB are not free here: small pages are used" told
 	run ! grep -q '^VmFlags:.* ht' "/proc/$NEW/smaps"
 	check_victim "$NEW"
 }
