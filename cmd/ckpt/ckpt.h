@@ -42,6 +42,7 @@ struct ckpt_options {
 	bool eintr; /* --timed-syscalls=eintr */
 	bool check, json, single;
 	bool lose_seccomp, lose_namespaces; /* --allow-loss */
+	bool tcp_reset; /* --tcp=close */
 	int status_fd;
 	struct external_rule *rules;
 	size_t nrules;

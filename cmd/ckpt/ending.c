@@ -17,6 +17,7 @@
 #include "fault.h"
 #include "io.h"
 #include "log.h"
+#include "netlock.h"
 
 /* The other side is known not to run: the original goes on. */
 static void
@@ -65,8 +66,11 @@ end_original(struct ckpt *c, struct output *o)
 		return err;
 	if (here)
 		leave_ipc(c);
+	netlock_end(c->shared.netlock, NETLOCK_KEEP);
+	c->shared.netlock = NULL;
 	c->decided = false; /* carried out */
-	output_status(o, "ended %d", c->members[0]->target.pid);
+	if (o != NULL)
+		output_status(o, "ended %d", c->members[0]->target.pid);
 	debug(LOG_VERBOSE, "pid %d: ended", c->members[0]->target.pid);
 	return fault(FAULT_ended);
 }
@@ -179,7 +183,7 @@ rescue(struct ckpt *c, const struct output *lost)
 		free(name);
 	}
 	if (err == 0)
-		return tree_end(c) < 0 ? -EIO : -ECONNRESET;
+		return end_original(c, NULL) < 0 ? -EIO : -ECONNRESET;
 	tree_set_exitkill(c, false);
 	c->decided = false;
 	err = park(c, false);

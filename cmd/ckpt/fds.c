@@ -130,7 +130,8 @@ save_of(struct ckpt *c, const struct held *h, const char *object)
 	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .link = h->link,
 	    .st = h->st, .info = h->info, .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held,
 	    .nheld = c->nheld, .tasks = c->tasks, .ntasks = c->nmembers, .objects = &c->model.objects,
-	    .report = &c->report, .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
+	    .report = &c->report, .look_only = c->opt.check, .tcp_reset = c->opt.tcp_reset,
+	    .stays = c->opt.after == AFTER_COPY || c->opt.after == AFTER_PARK, .image_id = c->model.header.id, .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
 }
 
 /* One fd: which of those before it is the same, or what is it? */
@@ -138,7 +139,7 @@ static int
 collect_fd(struct ckpt *c, struct member *who, struct held *h)
 {
 	struct task *t = who->task;
-	char object[48];
+	char object[48] = "";
 	struct kind_save s = save_of(c, h, object);
 	const struct held *same = c->held;
 	struct fd_slot *slot;

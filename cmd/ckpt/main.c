@@ -20,6 +20,7 @@
 #include "kfeat.h"
 #include "io.h"
 #include "log.h"
+#include "netlock.h"
 #include "record.h"
 #include "size.h"
 
@@ -63,7 +64,7 @@ misused(const char *what)
 }
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -78,7 +79,8 @@ static const struct option long_options[] = {
     {"stop-timeout", required_argument, NULL, OPT_TIMEOUT},
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
     {"external", required_argument, NULL, OPT_EXTERNAL},
-    {"allow-loss", required_argument, NULL, OPT_LOSS}, {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
+    {"allow-loss", required_argument, NULL, OPT_LOSS}, {"tcp", required_argument, NULL, OPT_TCP},
+    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
     {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
 };
@@ -159,6 +161,11 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		o->lose_namespaces |= strcmp(optarg, "namespaces") == 0;
 		if (strcmp(optarg, "seccomp") != 0 && strcmp(optarg, "namespaces") != 0)
 			misused("--allow-loss is seccomp or namespaces");
+		break;
+	case OPT_TCP:
+		if (strcmp(optarg, "close") != 0)
+			misused("--tcp is close");
+		o->tcp_reset = true;
 		break;
 	case OPT_EXTERNAL:
 		add_rule(o, optarg);
@@ -431,6 +438,9 @@ run_ckpt(struct ckpt *c)
 			err = ending(c, &o);
 		tree_thaw(c);
 	}
+	/* Kept only if the originals have ended. */
+	netlock_end(c->shared.netlock, NETLOCK_RELEASE);
+	c->shared.netlock = NULL;
 	output_status(&o, err == 0 ? "done" : "failed");
 	output_close(&o);
 	return err;

@@ -18,6 +18,7 @@
 #include "io.h"
 #include "log.h"
 #include "model_check.h"
+#include "netlock.h"
 #include "restart.h"
 
 /* What the mappings want of each file, in one pass over them. */
@@ -260,6 +261,16 @@ late_one(void *ctx, size_t i)
 	return kind->late(&r->model.objects, ofd, r->open.ofds[i], r->open.ofds, load_is_move(r));
 }
 
+static int
+go_on_one(void *ctx, size_t i)
+{
+	const struct restart *r = ctx;
+	const struct ofd *ofd = &r->model.objects.ofds[i];
+	const struct kind *kind = kinds[ofd->kind];
+
+	return kind->go_on == NULL || r->open.ofds[i] < 0 ? 0 : kind->go_on(&r->model.objects, ofd, r->open.ofds[i]);
+}
+
 int *
 files_none(size_t n)
 {
@@ -295,7 +306,8 @@ open_ofds(struct restart *r)
 	    .nmaps = r->opt.nmaps, .inherits = r->opt.inherits, .ninherits = r->opt.ninherits,
 	    .stdin_taken = r->source.is_stdin, .stdout_taken = r->source.is_channel,
 	    .check = r->opt.check, .created = remember_created, .set_aside = remember_aside, .ctx = r,
-	    .fds = r->open.ofds, .moved = load_is_move(r)};
+	    .fds = r->open.ofds, .moved = load_is_move(r), .tcp_reset = r->opt.tcp_reset,
+	    .image_id = r->model.header.id, .netlock = &r->netlock};
 	int *lowest = lowest_fds(r), err = 0;
 
 	l.null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -339,6 +351,12 @@ files_late(struct restart *r)
 	const struct objects *o = &r->model.objects;
 	int err = kind_in_order(o, late_one, r);
 
+	/* All are in their places: what comes now is answered by the right one. */
+	if (err == 0) {
+		netlock_end(r->netlock, NETLOCK_RELEASE);
+		r->netlock = NULL;
+		err = kind_in_order(o, go_on_one, r);
+	}
 	ipc_late(r);
 	/* Seals forbid what was needed until now. */
 	for (size_t i = 0; i < o->nfiles && err == 0; i++) {
@@ -455,6 +473,8 @@ files_open(struct restart *r)
 		err = open_shms(r);
 	if (err == 0)
 		err = open_ofds(r);
+	if (err == 0 && r->netlock != NULL)
+		err = netlock_commit(r->netlock);
 	assume_ids(r, false);
 	return err;
 }

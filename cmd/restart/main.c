@@ -23,6 +23,7 @@
 #include "io.h"
 #include "kfeat.h"
 #include "log.h"
+#include "netlock.h"
 #include "record.h"
 
 static void
@@ -42,14 +43,14 @@ misused(const char *what)
 }
 
 enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
-	OPT_WITHOUT_END };
+	OPT_WITHOUT_END, OPT_TCP };
 
 static const struct option long_options[] = {
     {"detach", no_argument, NULL, 'd'}, {"pid", required_argument, NULL, OPT_PID},
     {"inherit", required_argument, NULL, OPT_INHERIT}, {"map", required_argument, NULL, OPT_MAP},
     {"chdir", required_argument, NULL, OPT_CHDIR}, {"check", no_argument, NULL, OPT_CHECK},
     {"hold", required_argument, NULL, OPT_HOLD}, {"status-fd", required_argument, NULL, OPT_STATUS},
-    {"cpu", required_argument, NULL, OPT_CPU},
+    {"cpu", required_argument, NULL, OPT_CPU}, {"tcp", required_argument, NULL, OPT_TCP},
     {"without-end", no_argument, NULL, OPT_WITHOUT_END}, {"fault", required_argument, NULL, 'F'},
     {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
     {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
@@ -140,6 +141,11 @@ get_long_option(struct restart_options *o, int opt)
 		if (strcmp(optarg, "force") != 0)
 			misused("--cpu is force");
 		o->cpu_force = true;
+		break;
+	case OPT_TCP:
+		if (strcmp(optarg, "close") != 0)
+			misused("--tcp is close");
+		o->tcp_reset = true;
 		break;
 	case OPT_WITHOUT_END:
 		o->without_end = true;
@@ -368,6 +374,7 @@ run_restart(struct restart *r)
 		if (err < 0 && r->ended && !r->source.is_channel && r->source.total == 0)
 			save(r);
 	}
+	netlock_end(r->netlock, NETLOCK_LEAVE); /* it has not come to run */
 	if (err < 0) {
 		build_undo(r);
 		files_undo(r);

@@ -38,7 +38,7 @@ struct restart_options {
 	const char *chdir;
 	int64_t hold_ms; /* how long to wait for END, -1: for ever */
 	int status_fd;
-	bool cpu_force, without_end;
+	bool cpu_force, without_end, tcp_reset;
 };
 
 /* The image as a stream of bytes. */
@@ -99,6 +99,7 @@ struct restart {
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	struct netlock *netlock; /* of connections to others, or NULL */
 	uint64_t no_huge;    /* sizes of huge pages that are not to be had here, or'ed */
 	uint64_t text_bytes; /* of all JSON so far */
 	struct built *built; /* parallel to the tasks of the image */

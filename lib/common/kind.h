@@ -52,6 +52,7 @@ struct kind_shared {
 	struct unix_socket *sockets; /* every one of the network namespace; owned */
 	size_t nsockets;
 	bool sockets_known;
+	struct netlock *netlock; /* of connections to others; NULL: none yet; ended by the caller */
 	/* Index of the ofd that one of our own fds is, which is added where it is new; or a negative errno. */
 	int64_t (*ofd_of)(void *ctx, int fd);
 	void *ctx;
@@ -75,6 +76,10 @@ struct kind_save {
 	struct kind_shared *shared;
 	const struct external_rule *rules;
 	size_t nrules;
+	bool look_only; /* ckpt --check: nothing of it is touched */
+	bool stays;     /* the original goes on, or may: -c, -S */
+	bool tcp_reset; /* --tcp=close */
+	const char *image_id;
 	struct objects *objects;
 	struct report *report;
 };
@@ -108,6 +113,9 @@ struct kind_load {
 	size_t ninherits;
 	bool stdin_taken;    /* restart reads the image from its stdin, */
 	bool stdout_taken;   /* and its stdout is a channel: not for the program */
+	bool tcp_reset;      /* --tcp=close */
+	const char *image_id;
+	struct netlock **netlock; /* as in struct kind_shared */
 	bool check;          /* leave nothing behind */
 	void (*created)(void *ctx, const char *path); /* told of files that were made, or NULL */
 	void *ctx;
@@ -128,6 +136,8 @@ struct kind {
 	int (*fill)(const struct kind_load *l, const struct ofd *ofd, int fd);
 	/* After END: what could not be had while the original was there. Returns 0, or a negative errno, logged. */
 	int (*late)(const struct objects *o, const struct ofd *ofd, int fd, const int *fds, bool moved);
+	/* After late() of all, when nothing is held back any more. Returns 0, or a negative errno, logged. */
+	int (*go_on)(const struct objects *o, const struct ofd *ofd, int fd);
 	/*
 	 * Calls in a process that has it, before its fds have their numbers, when none below the stock is open;
 	 * stock: where the fd of an ofd is meanwhile.
@@ -173,6 +183,11 @@ const char *kind_inet_text(const struct bytes *address, char text[64]);
 /* Is the other end of this socket, or of our own fd for it, a process outside? */
 bool kind_unix_outside(const struct kind_save *s, int fd);
 bool kind_inet_outside(const struct kind_save *s, int fd);
+/* Is it a TCP connection to somebody outside of which --external says nothing? */
+bool kind_tcp_takes(const struct kind_save *s, int fd);
+
+/* The listening socket that takes connections to this address: index of its ofd, or -1. */
+int64_t kind_inet_listener(const struct objects *o, const struct bytes *local);
 
 /* Is the other end of this pipe held by one of the processes, or by nobody at all any more? */
 bool pipe_is_inside(const struct kind_save *s);

@@ -25,7 +25,7 @@ has_outside_peer(const struct kind_save *s)
 	if (fd < 0)
 		return false;
 	outside = sock_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_UNIX ? kind_unix_outside(s, fd)
-								    : kind_inet_outside(s, fd);
+								    : kind_inet_outside(s, fd) && !kind_tcp_takes(s, fd);
 	close(fd);
 	return outside;
 }

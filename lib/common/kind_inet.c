@@ -26,40 +26,6 @@ enum { TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_CLOSE = 7, TCP_LAST_ACK = 9, TC
 /* How long an address of the original may take to be free when that is dead. */
 enum { ADDRESS_TRIES_MS = 3000 };
 
-/* An IPv4 address in the clothes of IPv6 is that IPv4 address. */
-static void
-plain(const struct bytes *in, struct sockaddr_storage *out)
-{
-	const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)in->p;
-	struct sockaddr_in *four = (struct sockaddr_in *)out;
-
-	memset(out, 0, sizeof(*out));
-	if (in->n > 0)
-		memcpy(out, in->p, min_u64(in->n, sizeof(*out)));
-	if (in->n < sizeof(*six) || six->sin6_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&six->sin6_addr))
-		return;
-	memset(out, 0, sizeof(*out));
-	four->sin_family = AF_INET;
-	four->sin_port = six->sin6_port;
-	memcpy(&four->sin_addr, &six->sin6_addr.s6_addr[12], 4);
-}
-
-static bool
-same_address(const struct bytes *a, const struct bytes *b)
-{
-	struct sockaddr_storage x, y;
-
-	plain(a, &x);
-	plain(b, &y);
-	return a->n > 0 && b->n > 0 && memcmp(&x, &y, sizeof(x)) == 0;
-}
-
-static int
-port_of(const struct bytes *a)
-{
-	return a->n >= sizeof(struct sockaddr_in) ? ntohs(((const struct sockaddr_in *)a->p)->sin_port) : 0;
-}
-
 /* "127.0.0.1:80", for messages. */
 const char *
 kind_inet_text(const struct bytes *a, char text[64])
@@ -67,12 +33,12 @@ kind_inet_text(const struct bytes *a, char text[64])
 	struct sockaddr_storage x;
 	char host[INET6_ADDRSTRLEN] = "?";
 
-	plain(a, &x);
+	sock_plain(a, &x);
 	if (x.ss_family == AF_INET)
 		inet_ntop(AF_INET, &((struct sockaddr_in *)&x)->sin_addr, host, sizeof(host));
 	else
 		inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&x)->sin6_addr, host, sizeof(host));
-	snprintf(text, 64, x.ss_family == AF_INET ? "%s:%d" : "[%s]:%d", host, port_of(a));
+	snprintf(text, 64, x.ss_family == AF_INET ? "%s:%d" : "[%s]:%d", host, sock_port(a));
 	return text;
 }
 
@@ -103,7 +69,7 @@ peer_is_held(const struct kind_save *s, int fd)
 		if (is_inet(peer)) {
 			sock_name(peer, false, &its_local);
 			sock_name(peer, true, &its_remote);
-			found = same_address(&local, &its_remote) && same_address(&remote, &its_local);
+			found = sock_same_address(&local, &its_remote) && sock_same_address(&remote, &its_local);
 		}
 		free(its_local.p);
 		free(its_remote.p);
@@ -208,20 +174,19 @@ takes(const struct bytes *listening, const struct bytes *to)
 {
 	struct sockaddr_storage l, t;
 
-	plain(listening, &l);
-	plain(to, &t);
-	if (port_of(listening) != port_of(to))
+	sock_plain(listening, &l);
+	sock_plain(to, &t);
+	if (sock_port(listening) != sock_port(to))
 		return 0;
-	if (same_address(listening, to))
+	if (sock_same_address(listening, to))
 		return 3;
 	if (l.ss_family == AF_INET)
 		return t.ss_family == AF_INET && ((struct sockaddr_in *)&l)->sin_addr.s_addr == htonl(INADDR_ANY) ? 2 : 0;
 	return IN6_IS_ADDR_UNSPECIFIED(&((struct sockaddr_in6 *)&l)->sin6_addr) ? 1 : 0;
 }
 
-/* The listening socket that takes connections to this address: index of its ofd, or -1. */
-static int64_t
-listener(const struct objects *o, const struct bytes *local)
+int64_t
+kind_inet_listener(const struct objects *o, const struct bytes *local)
 {
 	int64_t best = -1;
 	int how = 0;
@@ -274,12 +239,12 @@ refer(struct kind_save *s, struct ofd *ofd)
 
 	for (size_t i = 0; i < o->nsockets && k->state == SOCKET_CONNECTED && k->type == SOCK_STREAM; i++)
 		if ((int64_t)i != ofd->ref && o->sockets[i].family != AF_UNIX &&
-		    same_address(&k->local, &o->sockets[i].remote) && same_address(&k->remote, &o->sockets[i].local))
+		    sock_same_address(&k->local, &o->sockets[i].remote) && sock_same_address(&k->remote, &o->sockets[i].local))
 			k->peer = (int64_t)i;
 	if (k->peer < 0)
 		return 0;
-	k->accepted = listener(o, &k->local) >= 0 ||
-	    (listener(o, &o->sockets[k->peer].local) < 0 && k->peer > ofd->ref);
+	k->accepted = kind_inet_listener(o, &k->local) >= 0 ||
+	    (kind_inet_listener(o, &o->sockets[k->peer].local) < 0 && k->peer > ofd->ref);
 	return check_arrived(s, &o->sockets[k->peer]);
 }
 
@@ -306,7 +271,7 @@ depends(const struct objects *o, const struct ofd *ofd, size_t n)
 
 	if (n > 0 || k->state != SOCKET_CONNECTED || k->peer < 0)
 		return -1;
-	return listener(o, k->accepted ? &k->local : &o->sockets[k->peer].local);
+	return kind_inet_listener(o, k->accepted ? &k->local : &o->sockets[k->peer].local);
 }
 
 static int
@@ -339,7 +304,7 @@ open_like(const struct socket_ref *k)
 static int
 connect_pair(const struct kind_load *l, const struct socket_ref *from, const struct socket_ref *to, int ends[2])
 {
-	int64_t at = listener(l->objects, &to->local), deadline = now_ms() + ADDRESS_TRIES_MS;
+	int64_t at = kind_inet_listener(l->objects, &to->local), deadline = now_ms() + ADDRESS_TRIES_MS;
 	int listening = at >= 0 ? fcntl(l->fds[at], F_DUPFD_CLOEXEC, 3) : open_like(to), err = 0;
 
 	if (listening < 0)
@@ -401,7 +366,7 @@ load_connected(const struct kind_load *l, int64_t i)
 static int
 take_place(const struct socket_ref *k, int fd)
 {
-	int err = k->local.n > 0 && (port_of(&k->local) != 0 || k->state == SOCKET_LISTENING)
+	int err = k->local.n > 0 && (sock_port(&k->local) != 0 || k->state == SOCKET_LISTENING)
 	    ? bind_to(fd, &k->local) : 0;
 
 	if (err == 0 && k->state == SOCKET_LISTENING && listen(fd, (int)k->backlog) < 0)
@@ -417,7 +382,7 @@ has_place(const struct socket_ref *k, int fd)
 
 	if (k->local.n == 0)
 		return true;
-	same = sock_name(fd, false, &here) == 0 && port_of(&here) == port_of(&k->local);
+	same = sock_name(fd, false, &here) == 0 && sock_port(&here) == sock_port(&k->local);
 	free(here.p);
 	return same;
 }

@@ -327,6 +327,21 @@ struct socket_option {
 	struct bytes value;
 };
 
+/* A TCP connection to somebody outside, as TCP_REPAIR tells it: tcp(7), linux/tcp.h. */
+struct tcp_ref {
+	int64_t socket;      /* its addresses, options, and what it has received */
+	bool closed;         /* only the socket is carried: the connection has been reset */
+	uint64_t send_seq, recv_seq; /* of what is next to be acknowledged, to be read */
+	uint64_t mss, timestamp;
+	int64_t snd_wscale, rcv_wscale; /* -1: windows are not scaled */
+	bool sack, timestamps;
+	bool sent_fin, got_fin;
+	uint64_t snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup;
+	struct packet *out;  /* not yet acknowledged */
+	size_t nout;
+	uint64_t unsent;     /* bytes at its end */
+};
+
 enum socket_state { SOCKET_OPEN, SOCKET_LISTENING, SOCKET_CONNECTED };
 
 struct socket_ref {
@@ -374,6 +389,8 @@ struct objects {
 	size_t nsockets;
 	struct pty_ref *ptys;
 	size_t nptys;
+	struct tcp_ref *tcps;
+	size_t ntcps;
 	struct sem_ref *sems;
 	size_t nsems;
 	struct msgq_ref *msgqs;

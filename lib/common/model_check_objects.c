@@ -38,6 +38,8 @@ list_length(const struct objects *o, int64_t kind)
 	case KIND_unix:
 	case KIND_inet:
 		return (int64_t)o->nsockets;
+	case KIND_tcp:
+		return (int64_t)o->ntcps;
 	case KIND_ptm:
 	case KIND_pts:
 		return (int64_t)o->nptys;
@@ -71,9 +73,10 @@ check_once(const struct objects *o, char why[128])
 
 	for (size_t i = 0; i < o->nofds && err == 0; i++) {
 		const struct ofd *d = &o->ofds[i];
-		bool socket = d->kind == KIND_unix || d->kind == KIND_inet;
+		bool socket = d->kind == KIND_unix || d->kind == KIND_inet || d->kind == KIND_tcp;
+		size_t at = d->kind == KIND_tcp ? (size_t)o->tcps[d->ref].socket : (size_t)d->ref;
 
-		if ((socket && sockets[d->ref]++ != 0) || (d->kind == KIND_ptm && ptys[d->ref]++ != 0))
+		if ((socket && sockets[at]++ != 0) || (d->kind == KIND_ptm && ptys[d->ref]++ != 0))
 			err = model_bad(why, "objects.ofds[%zu]: a second one of the same", i);
 	}
 	free(sockets);
@@ -218,6 +221,29 @@ check_shms(const struct objects *o, char why[128])
 	return 0;
 }
 
+static int
+check_tcps(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->ntcps; i++) {
+		const struct tcp_ref *t = &o->tcps[i];
+		const struct socket_ref *s = t->socket < 0 || t->socket >= (int64_t)o->nsockets ? NULL : &o->sockets[t->socket];
+		uint64_t all = 0;
+
+		if (s == NULL || s->family == AF_UNIX || s->type != SOCK_STREAM || s->peer >= 0 || s->local.n == 0 ||
+		    s->remote.n == 0)
+			return model_bad(why, "objects.tcps[%zu]: not a connection", i);
+		for (size_t k = 0; k < t->nout; k++)
+			all += t->out[k].data.n;
+		if (t->closed)
+			continue;
+		if (t->unsent > all || t->snd_wscale < -1 || t->snd_wscale > 14 || t->rcv_wscale < -1 || t->rcv_wscale > 14 ||
+		    t->mss == 0 || ((t->send_seq | t->recv_seq | t->mss | t->timestamp | t->snd_wl1 | t->snd_wnd |
+		    t->max_window | t->rcv_wnd | t->rcv_wup) >> 32) != 0)
+			return model_bad(why, "objects.tcps[%zu]: out of range", i);
+	}
+	return 0;
+}
+
 /* As many as the kernel could have. */
 enum { SEMAPHORES_MAX = 32000, SEMAPHORE_MAX = 32767 };
 
@@ -254,6 +280,8 @@ objects_check(const struct objects *o, char why[128])
 		err = check_shms(o, why);
 	if (err == 0)
 		err = check_sysv(o, why);
+	if (err == 0)
+		err = check_tcps(o, why);
 	for (size_t i = 0; i < o->nsockets && err == 0; i++)
 		err = check_socket(o, i, why);
 	if (err == 0)

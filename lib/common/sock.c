@@ -172,6 +172,39 @@ sock_name(int fd, bool remote, struct bytes *out)
 	return 0;
 }
 
+void
+sock_plain(const struct bytes *in, struct sockaddr_storage *out)
+{
+	const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)in->p;
+	struct sockaddr_in *four = (struct sockaddr_in *)out;
+
+	memset(out, 0, sizeof(*out));
+	if (in->n > 0)
+		memcpy(out, in->p, min_u64(in->n, sizeof(*out)));
+	if (in->n < sizeof(*six) || six->sin6_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&six->sin6_addr))
+		return;
+	memset(out, 0, sizeof(*out));
+	four->sin_family = AF_INET;
+	four->sin_port = six->sin6_port;
+	memcpy(&four->sin_addr, &six->sin6_addr.s6_addr[12], 4);
+}
+
+bool
+sock_same_address(const struct bytes *a, const struct bytes *b)
+{
+	struct sockaddr_storage x, y;
+
+	sock_plain(a, &x);
+	sock_plain(b, &y);
+	return a->n > 0 && b->n > 0 && memcmp(&x, &y, sizeof(x)) == 0;
+}
+
+int
+sock_port(const struct bytes *a)
+{
+	return a->n >= sizeof(struct sockaddr_in) ? ntohs(((const struct sockaddr_in *)a->p)->sin_port) : 0;
+}
+
 enum families { FOR_0 = 1, FOR_UNIX = 2, FOR_INET = 4, FOR_TCP = 8, FOR_UDP = 16 };
 
 static const struct option_row {

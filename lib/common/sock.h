@@ -37,6 +37,11 @@ int sock_option(int fd, int level, int name);
 /* Address at this end, or the other, as far as it is there. Returns 0, or -ENOMEM. */
 int sock_name(int fd, bool remote, struct bytes *out);
 
+/* For AF_INET and AF_INET6: as it is, but an IPv4 address in the clothes of IPv6 as that IPv4 address. */
+void sock_plain(const struct bytes *in, struct sockaddr_storage *out);
+bool sock_same_address(const struct bytes *a, const struct bytes *b);
+int sock_port(const struct bytes *a);
+
 /*
  * What it is, and the options in which it differs from a new socket of its kind; no peer. Its addresses and its state are
  * the caller's. Returns 0, or a negative errno.

@@ -123,6 +123,15 @@ static const struct field socket_fields[] = {
 };
 static RECORD(socket, socket_ref, socket_fields);
 
+static const struct field tcp_fields[] = {
+    INT(tcp_ref, socket), BOOL(tcp_ref, closed), UINT(tcp_ref, send_seq), UINT(tcp_ref, recv_seq), UINT(tcp_ref, mss),
+    UINT(tcp_ref, timestamp), INT(tcp_ref, snd_wscale), INT(tcp_ref, rcv_wscale), BOOL(tcp_ref, sack),
+    BOOL(tcp_ref, timestamps), BOOL(tcp_ref, sent_fin), BOOL(tcp_ref, got_fin), UINT(tcp_ref, snd_wl1),
+    UINT(tcp_ref, snd_wnd), UINT(tcp_ref, max_window), UINT(tcp_ref, rcv_wnd), UINT(tcp_ref, rcv_wup),
+    LIST(tcp_ref, out, record_packet), UINT(tcp_ref, unsent),
+};
+static RECORD(tcp, tcp_ref, tcp_fields);
+
 static const struct field sem_fields[] = {
     INT(sem_ref, id), INT(sem_ref, key), INT(sem_ref, mode), INT(sem_ref, uid), INT(sem_ref, gid),
     INTS(sem_ref, values),
@@ -145,7 +154,7 @@ static const struct field objects_fields[] = {
     LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
     LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
     LIST(objects, sockets, record_socket), LIST(objects, ptys, record_pty),
-    LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
+    LIST(objects, tcps, record_tcp), LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
 };
 RECORD(objects, objects, objects_fields);
 

@@ -172,6 +172,35 @@ S
 	[ "$(grep -xE '[0-9a-f]{16}' out | sort -u | wc -l)" = 1 ]
 }
 
+@test "redis-server under load from outside, with AOF: every answer comes, nothing is lost" {
+	need redis-server redis-benchmark
+	[ "$(id -u)" = 0 ] || skip "only root may take up connections"
+	PATH=$PATH:/usr/sbin command -v nft >/dev/null || skip "nft is not installed"
+	port=$(free_port)
+	start redis-server --port "$port" --save '' --appendonly yes --dir "$T"
+	until_true '[ "$(redis-cli -p '"$port"' ping 2>/dev/null)" = PONG ]'
+	LOAD=$(spawn load redis-benchmark -p "$port" -n 200000 -c 8 -t incr --csv)
+	echo "$LOAD" >>pids
+	for n in 1 2 3; do
+		before=$(redis-cli -p "$port" get counter:__rand_int__)
+		until_true '[ "$(redis-cli -p '"$port"' get counter:__rand_int__)" -gt '"$((${before:-0} + 1000))"' ]'
+		[ "$n" = 2 ] || ckpt -p "$PID" -o image
+		[ "$n" = 2 ] || restart_as_new image
+		[ "$n" != 2 ] || ckpt -p "$PID" | restart -d - >new
+		[ "$n" != 2 ] || NEW=$(cat new)
+		PID=$NEW
+		echo "$PID" >>pids
+	done
+	run ! gone "$LOAD" # it was not over before
+	until_true 'gone "$LOAD"'
+	grep -q '"INCR"' load
+	run ! grep -i error load
+	[ "$(redis-cli -p "$port" get counter:__rand_int__)" = 200000 ]
+	redis-cli -p "$port" shutdown nosave || :
+	start redis-server --port "$port" --save '' --appendonly yes --dir "$T"
+	until_true '[ "$(redis-cli -p '"$port"' get counter:__rand_int__ 2>/dev/null)" = 200000 ]'
+}
+
 @test "node with timers and an HTTP server" {
 	need node curl
 	port=$(free_port)
@@ -300,10 +329,10 @@ print("closed", flush=True)')
 	start python3 job.py "$port"
 	await out connected 20
 	# At home it is named with its address; elsewhere it must be given one, or do without.
-	ckpt --check -p "$PID" | grep -q "127.0.0.1:$port"
-	run ckpt -c -p "$PID" -o image
+	run ckpt --check --external=inherit -p "$PID"
 	[ "$status" = 0 ]
 	[[ $output == *"127.0.0.1:$port"* ]]
+	ckpt -c --external=inherit -p "$PID" -o image
 	run -66 restart --check image
 	[[ $output == *--inherit* ]]
 	ckpt --external drop -p "$PID" -o image
