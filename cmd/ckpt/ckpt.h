@@ -5,6 +5,8 @@
  *   target.c   one process: find it, stop all of its threads, let them go again
  *   restarted.c  which call an interrupted wait was
  *   obstacles.c  what keeps it from being moved as a whole
+ *   aio.c      rings of asynchronous I/O
+ *   seccomp.c  its sandbox
  *   outside.c  what /proc and the kernel tell without its help
  *   inside.c   what only it can tell: borrowed calls
  *   space.c    its mappings and the files behind them
@@ -156,10 +158,14 @@ void collect_shares(struct member *who);
 int collect_obstacles(struct ckpt *c, struct member *who);
 /* When who is who is known of all: sessions that cannot be made again. */
 int collect_sessions(struct ckpt *c);
+/* Filters of its threads, which must be known; they are suspended until it is let go. */
+int collect_seccomp(struct ckpt *c, struct member *who);
 int collect_inside(struct ckpt *c, struct member *who);
 /* Pending signals: after the timers, or one that fires in between would be in neither. */
 int collect_signals(struct member *who);
 int collect_space(struct ckpt *c, struct member *who);
+/* When all mappings are known: what is in the rings of asynchronous I/O. */
+int collect_aio(struct ckpt *c);
 /* Which fds there are; then what they are. */
 int collect_held(struct ckpt *c);
 int collect_fds(struct ckpt *c);

@@ -294,7 +294,7 @@ collect_there(struct ckpt *c)
 
 /* --- what nobody can read */
 
-/* A process that has never asked for SEM_UNDO has the same list as we: none. */
+/* A process that has neither asked for SEM_UNDO nor made threads has the same list as we: none. */
 static int
 tell_undo(struct ckpt *c, const struct member *who)
 {
@@ -303,22 +303,21 @@ tell_undo(struct ckpt *c, const struct member *who)
 	if (!kfeat(KFEAT_kcmp) || syscall(SYS_kcmp, getpid(), who->target.pid, KCMP_SYSVSEM, 0, 0) <= 0)
 		return 0;
 	snprintf(name, sizeof(name), "pid %d", who->target.pid);
-	return report_add(&c->report, LOSS, 0, name, NULL, "what SEM_UNDO would give back if it ended now cannot be read: "
-	    "a semaphore that it holds stays taken if it ends there");
+	return report_add(&c->report, LOSS, 0, name, NULL, "what SEM_UNDO would give back if it ended now, if it "
+	    "has used that, cannot be read: a semaphore that it holds stays taken if it ends there");
 }
 
 int
 collect_ipc(struct ckpt *c)
 {
 	struct ipc ipc = {c, &c->model.objects, false};
-	int err = 0;
+	int err;
 
-	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+	err = proc_same_ns(c->members[0]->target.proc, "ipc") ? find_all(&ipc) : collect_there(c);
+	for (size_t i = 0; i < c->nmembers && err == 0 && c->model.objects.nsems > 0; i++)
 		if (!c->members[i]->zombie)
 			err = tell_undo(c, c->members[i]);
-	if (err < 0)
-		return err;
-	return proc_same_ns(c->members[0]->target.proc, "ipc") ? find_all(&ipc) : collect_there(c);
+	return err;
 }
 
 /* --- the originals have ended */

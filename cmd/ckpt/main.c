@@ -361,6 +361,8 @@ collect_from_outside(struct ckpt *c)
 	if (err == 0)
 		err = collect_sessions(c);
 	if (err == 0)
+		err = collect_aio(c);
+	if (err == 0)
 		err = collect_ipc(c);
 	return err < 0 ? err : collect_fds(c);
 }

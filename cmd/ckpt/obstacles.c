@@ -1,5 +1,5 @@
 /*
- * What keeps a process as a whole from being moved: sandboxes, namespaces, what it shares in unusual ways.
+ * What keeps a process as a whole from being moved: namespaces, what it shares in unusual ways, sessions.
  */
 #include <errno.h>
 #include <linux/kcmp.h>
@@ -20,36 +20,6 @@ object_name(const struct member *who, char name[64])
 {
 	snprintf(name, 64, "pid %d", who->target.pid);
 	return name;
-}
-
-static int
-check_seccomp(struct ckpt *c, struct member *who)
-{
-	int self = proc_open(getpid());
-	struct proc_status own;
-	char name[64];
-	unsigned ours = 0;
-
-	if (who->target.status.seccomp == 0)
-		return 0;
-	if (self >= 0 && proc_read_status(self, &own) == 0) {
-		ours = own.seccomp == 2 ? own.seccomp_filters : 0;
-		proc_status_fini(&own);
-	}
-	close_fd(&self);
-	/* The filters of a whole container are on ckpt as well: not the program's own. */
-	if (who->target.status.seccomp == 2 && who->target.status.seccomp_filters <= ours)
-		return 0;
-	/* They might end it for a call that it is asked to make: so they are suspended while it is. */
-	if (c->opt.lose_seccomp && target_suspend_seccomp(&who->target) < 0)
-		return report_add(&c->report, OBSTACLE, 77, object_name(who, name), "run ckpt as root (CAP_SYS_ADMIN)",
-		    "its seccomp filters might end it when it is asked for its state");
-	if (c->opt.lose_seccomp)
-		return report_add(&c->report, LOSS, 0, object_name(who, name), NULL, "its seccomp filters: it will run without "
-		    "its sandbox");
-	return report_add(&c->report, OBSTACLE, 69, object_name(who, name),
-	    "start it without its sandbox, or --allow-loss=seccomp to insist",
-	    "it has seccomp filters of its own, which cannot be carried");
 }
 
 /* Namespaces that restart does not make: it would run in those that are there. */
@@ -140,10 +110,8 @@ check_sharing(struct ckpt *c, struct member *who)
 int
 collect_obstacles(struct ckpt *c, struct member *who)
 {
-	int err = check_seccomp(c, who);
+	int err = check_single(c, who);
 
-	if (err == 0)
-		err = check_single(c, who);
 	if (err == 0 && !c->opt.lose_namespaces)
 		err = check_namespaces(c, who);
 	return err < 0 ? err : check_sharing(c, who);

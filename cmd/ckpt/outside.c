@@ -409,11 +409,10 @@ same_creds(const struct proc_status *a, const struct proc_status *b)
 	return memcmp(a->uid, b->uid, sizeof(a->uid)) == 0 && memcmp(a->gid, b->gid, sizeof(a->gid)) == 0 &&
 	    a->ngroups == b->ngroups && memcmp(a->groups, b->groups, a->ngroups * sizeof(*a->groups)) == 0 &&
 	    a->cap_inh == b->cap_inh && a->cap_prm == b->cap_prm && a->cap_eff == b->cap_eff &&
-	    a->cap_bnd == b->cap_bnd && a->cap_amb == b->cap_amb && a->seccomp == b->seccomp &&
-	    a->seccomp_filters == b->seccomp_filters;
+	    a->cap_bnd == b->cap_bnd && a->cap_amb == b->cap_amb;
 }
 
-/* The kernel keeps credentials and sandboxes for each thread; libraries keep them equal. */
+/* The kernel keeps credentials for each thread; libraries keep them equal. */
 static int
 collect_thread_creds(struct ckpt *c, struct member *who, const struct tracee *th, struct thread *out)
 {
@@ -432,7 +431,7 @@ collect_thread_creds(struct ckpt *c, struct member *who, const struct tracee *th
 	if (!same_creds(&st, &who->target.status)) {
 		snprintf(name, sizeof(name), "pid %d: thread %d", who->target.pid, th->tid);
 		err = report_add(&c->report, OBSTACLE, 69, name, NULL,
-		    "it has credentials, capabilities or seccomp filters of its own");
+		    "it has credentials or capabilities of its own");
 	}
 	proc_status_fini(&st);
 	return err;
@@ -492,7 +491,7 @@ collect_outside(struct ckpt *c, struct member *who)
 		err = collect_links(c, who);
 	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
 		err = collect_thread(c, who, &who->target.threads[i]);
-	return err;
+	return err < 0 ? err : collect_seccomp(c, who);
 }
 
 int

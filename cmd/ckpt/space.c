@@ -218,6 +218,17 @@ sysv_segment(struct ckpt *c, struct member *who, const struct proc_map *m, struc
 	return 0;
 }
 
+/* What is in it collect_aio() looks at when all are known. */
+static int
+aio_ring(struct member *who, struct vma *v)
+{
+	if (ARRAY_ADD(who->task->aios, who->task->naios) == NULL)
+		return -ENOMEM;
+	v->kind = VMA_AIO;
+	v->ref = (int64_t)who->task->naios - 1;
+	return 0;
+}
+
 /* A memfd that is also open is a file, with pages that no mapping may show. */
 static bool
 has_fd(const struct ckpt *c, const struct proc_map *m)
@@ -261,7 +272,7 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	if (m->pkey != 0)
 		return refuse(c, who, m, NULL, "memory under a protection key");
 	if (strncmp(m->path, "/[aio]", 6) == 0)
-		return refuse(c, who, m, "have the program do without io_setup(2)", "a ring of asynchronous I/O");
+		return aio_ring(who, v);
 	if (strncmp(m->path, "/SYSV", 5) == 0)
 		return sysv_segment(c, who, m, v);
 	if (strncmp(m->path, "[anon:", 6) == 0 || strncmp(m->path, "[anon_shmem:", 12) == 0) {

@@ -29,9 +29,6 @@
 #ifndef CAP_CHECKPOINT_RESTORE
 #define CAP_CHECKPOINT_RESTORE 40
 #endif
-#define TRACE_OPTIONS                                                                          \
-	(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE |    \
-	    PTRACE_O_TRACEFORK)
 enum { EXEC_TIMEOUT_MS = 60000 };
 
 /* --- what is inherited */
@@ -258,7 +255,7 @@ seize(struct built *b)
 	if (t == NULL)
 		return -ENOMEM;
 	*t = (struct tracee){.pid = b->pid, .tid = b->pid, .mem = -1};
-	if (ptrace(PTRACE_SEIZE, b->pid, NULL, TRACE_OPTIONS) < 0)
+	if (ptrace(PTRACE_SEIZE, b->pid, NULL, BUILD_TRACE_OPTIONS) < 0)
 		return fail_errno("pid %d: ptrace", b->pid);
 	t->seized = true;
 	return 0;

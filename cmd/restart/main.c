@@ -327,6 +327,9 @@ make(struct restart *r)
 		err = make_processes(r);
 	for (size_t i = 0; i < n && err == 0; i++)
 		if (!r->model.tasks[i].zombie)
+			err = aio_make(r, &r->built[i]);
+	for (size_t i = 0; i < n && err == 0; i++)
+		if (!r->model.tasks[i].zombie)
 			err = place_fds(r, &r->built[i]);
 	for (size_t i = 0; i < n && err == 0; i++)
 		if (!r->model.tasks[i].zombie)

@@ -332,6 +332,8 @@ complete(struct restart *r, struct built *b)
 	int err = take_locks(b, load_is_move(r));
 
 	if (err == 0)
+		err = seccomp_install(r, b);
+	if (err == 0)
 		err = last_scripts(r, b);
 	return err < 0 ? err : set_final(b);
 }

@@ -9,7 +9,9 @@
  *   tree.c     whose child, which session, which process group; those that have ended
  *   space.c    an address space becomes that of the image
  *   fill.c     the pages
+ *   aio.c      rings of asynchronous I/O
  *   settle.c   threads, handlers, timers, credentials
+ *   seccomp.c  sandboxes
  *   release.c  it runs
  *   save.c     where END did not come: the parked process becomes an image again
  *   front.c    afterwards: signals, terminal, exit status
@@ -142,6 +144,10 @@ int place(struct restart *r);
 /* Does a number of the image exist here? */
 bool place_taken(const struct restart *r);
 
+#define BUILD_TRACE_OPTIONS                                                                    \
+	(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE |    \
+	    PTRACE_O_TRACEFORK)
+
 /* The process of a task: stopped, executing its program, or a copy of its parent. */
 int build(struct restart *r, struct built *b);
 /* Nothing of them has run: end them all. */
@@ -187,6 +193,11 @@ const struct task *first_with(const struct restart *r, int64_t ofd);
 /* Open files of one process. */
 int place_fds(struct restart *r, struct built *b);
 int settle(struct restart *r, struct built *b);
+/* Rings of asynchronous I/O, before it has any of its files. */
+int aio_make(struct restart *r, struct built *b);
+/* When all threads are there: can they have their sandboxes? Then, while they have the right to: they get them. */
+int seccomp_prepare(struct built *b);
+int seccomp_install(struct restart *r, struct built *b);
 int release(struct restart *r);
 
 /* 1 on END or GO, 0 where the stream ended without, or a negative errno. */

@@ -442,5 +442,5 @@ settle(struct restart *r, struct built *b)
 		err = settle_thread(r, b, i, ids, prm);
 	if (err == 0)
 		set_proc_files(b);
-	return err;
+	return err < 0 ? err : seccomp_prepare(b);
 }

@@ -213,6 +213,11 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
 
+	if (v->kind == VMA_AIO) { /* keeps its place free */
+		script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start, PROT_NONE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
+		return;
+	}
 	if (v->kind == VMA_SHM && r->model.objects.shms[v->ref].sysv) {
 		script_add(s, "System V segment", SYS_shmat, (uint64_t)r->model.objects.shms[v->ref].id, v->start,
 		    has_letters(v, "mw") ? 0 : SHM_RDONLY);
@@ -496,6 +501,8 @@ finish_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t len = v->end - v->start;
 
+	if (v->kind == VMA_AIO)
+		return;
 	if (was_writable(v))
 		script_add(s, "protection", SYS_mprotect, v->start, len, (uint64_t)v->prot);
 	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++) {

@@ -56,14 +56,14 @@ struct file_ref {
 	bool partial;   /* the member holds the mapped parts alone */
 };
 
-enum vma_kind { VMA_ANON, VMA_FILE, VMA_SHM };
+enum vma_kind { VMA_ANON, VMA_FILE, VMA_SHM, VMA_AIO };
 
 struct vma {
 	taddr start, end;
 	int64_t prot; /* PROT_* */
 	bool shared;
 	int64_t kind;  /* enum vma_kind */
-	int64_t ref;   /* index of a file (VMA_FILE) or of a shm object (VMA_SHM), else -1 */
+	int64_t ref;   /* index of a file (VMA_FILE), of a shm object (VMA_SHM), of the task's aios (VMA_AIO), else -1 */
 	uint64_t offset;
 	uint64_t huge; /* bytes of its pages, where these are of hugetlbfs, else 0 */
 	char *flags;   /* VmFlags of smaps, two letters each: "rd wr mr mw me ac sd" */
@@ -78,6 +78,12 @@ struct shm_ref {
 	int64_t uid, gid;
 	bool removed; /* it goes with the last that has it attached */
 	uint64_t huge; /* as in struct vma */
+};
+
+/* A program that decides on system calls: struct sock_filter of linux/filter.h. */
+struct filter_ref {
+	struct bytes code;
+	uint64_t flags; /* SECCOMP_FILTER_FLAG_* */
 };
 
 /* A set of semaphores of System V. */
@@ -186,6 +192,9 @@ struct thread {
 	struct bytes xstate;
 	uint64_t sigmask;
 	bool no_new_privs; /* each thread has its own */
+	bool strict;       /* seccomp(2): only read, write, exit and sigreturn */
+	int64_t *filters;  /* of seccomp(2): indices, oldest first */
+	size_t nfilters;
 	taddr altstack_sp;
 	uint64_t altstack_flags, altstack_size;
 	taddr tid_address, robust_head;
@@ -209,6 +218,12 @@ struct mm_layout {
 	char *vdso_hash;   /* of its code pages */
 	char *vdso_member; /* these pages in the image */
 	bool in_vdso;      /* a thread stands inside it: only the very same vDSO will do */
+};
+
+/* A ring of asynchronous I/O, idle: aio.h. */
+struct aio_ref {
+	uint64_t nr, head, tail;
+	struct bytes events; /* not yet fetched: struct io_event, oldest first */
 };
 
 struct task {
@@ -243,6 +258,8 @@ struct task {
 	size_t nprctls;
 	struct vma *vmas;
 	size_t nvmas;
+	struct aio_ref *aios;
+	size_t naios;
 	struct fd_slot *fds;
 	size_t nfds;
 	struct file_lock *locks;
@@ -391,6 +408,8 @@ struct objects {
 	size_t nptys;
 	struct tcp_ref *tcps;
 	size_t ntcps;
+	struct filter_ref *filters;
+	size_t nfilters;
 	struct sem_ref *sems;
 	size_t nsems;
 	struct msgq_ref *msgqs;

@@ -1,3 +1,4 @@
+#include "aio.h"
 #include "model_check.h"
 
 #include <asm/termbits.h>
@@ -80,6 +81,14 @@ granule(const struct vma *v)
 	return v->huge != 0 ? v->huge : PAGE_BYTES;
 }
 
+/* As large as the kernel makes it, and as full as it says. */
+static bool
+is_ring(const struct aio_ref *a, uint64_t pages)
+{
+	return pages <= AIO_PAGES_MAX && a->nr == aio_entries(pages) && a->head < a->nr && a->tail < a->nr &&
+	    a->events.n == (a->tail + a->nr - a->head) % a->nr * AIO_EVENT_BYTES;
+}
+
 static int
 check_vmas(const struct model *m, const struct task *t, char why[128])
 {
@@ -88,11 +97,11 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 	for (size_t i = 0; i < t->nvmas; i++) {
 		const struct vma *v = &t->vmas[i];
 		int64_t limit = v->kind == VMA_FILE ? (int64_t)m->objects.nfiles
-		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : 0;
+		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : v->kind == VMA_AIO ? (int64_t)t->naios : 0;
 
 		if (!is_user_range(v->start, v->end) || v->start < floor)
 			return model_bad(why, "task.vmas[%zu]: out of order or out of range", i);
-		if (v->kind < VMA_ANON || v->kind > VMA_SHM || (v->prot & ~7LL) != 0)
+		if (v->kind < VMA_ANON || v->kind > VMA_AIO || (v->prot & ~7LL) != 0)
 			return model_bad(why, "task.vmas[%zu]: unknown kind", i);
 		if (v->kind != VMA_ANON && (v->ref < 0 || v->ref >= limit))
 			return model_bad(why, "task.vmas[%zu]: refers to nothing", i);
@@ -104,6 +113,8 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 		if (v->kind == VMA_SHM &&
 		    v->offset + (v->end - v->start) > round_up(m->objects.shms[v->ref].size, granule(v)))
 			return model_bad(why, "task.vmas[%zu]: behind the end of its object", i);
+		if (v->kind == VMA_AIO && !is_ring(&t->aios[v->ref], (v->end - v->start) / PAGE_BYTES))
+			return model_bad(why, "task.vmas[%zu]: not a ring", i);
 		if (v->flags != NULL && strlen(v->flags) > 256)
 			return model_bad(why, "task.vmas[%zu]: too many flags", i);
 		if (v->name != NULL && strlen(v->name) > 80)
@@ -211,7 +222,7 @@ are_pending(const struct bytes *b)
 }
 
 static int
-check_threads(const struct task *t, char why[128])
+check_threads(const struct model *m, const struct task *t, char why[128])
 {
 	if (t->nthreads == 0 || t->threads[0].tid != t->pid)
 		return model_bad(why, "task.threads: the first is not the leader");
@@ -229,6 +240,9 @@ check_threads(const struct task *t, char why[128])
 			return model_bad(why, "task.threads[%zu].rseq: out of range", i);
 		if (th->xstate.n < 576 || th->xstate.n > 64 << 10)
 			return model_bad(why, "task.threads[%zu]: no extended state", i);
+		for (size_t j = 0; j < th->nfilters; j++)
+			if (th->filters[j] < 0 || th->filters[j] >= (int64_t)m->objects.nfilters || th->strict)
+				return model_bad(why, "task.threads[%zu].filters: refers to nothing", i);
 		if (th->sched.affinity.n > 8192)
 			return model_bad(why, "task.threads[%zu]: affinity too long", i);
 		for (size_t j = 0; j < th->nprctls; j++)
@@ -389,7 +403,7 @@ check_one(const struct model *m, size_t i, char why[128])
 		err = check_vdso(t, why);
 	if (err == 0)
 		err = check_fds(m, t, why);
-	return err < 0 ? err : check_threads(t, why);
+	return err < 0 ? err : check_threads(m, t, why);
 }
 
 int

@@ -282,6 +282,10 @@ objects_check(const struct objects *o, char why[128])
 		err = check_sysv(o, why);
 	if (err == 0)
 		err = check_tcps(o, why);
+	for (size_t i = 0; i < o->nfilters && err == 0; i++)
+		if (o->filters[i].code.n == 0 || o->filters[i].code.n % 8 != 0 || o->filters[i].code.n > 4096 * 8 ||
+		    o->filters[i].flags >> 16 != 0)
+			err = model_bad(why, "objects.filters[%zu]: not a filter", i);
 	for (size_t i = 0; i < o->nsockets && err == 0; i++)
 		err = check_socket(o, i, why);
 	if (err == 0)

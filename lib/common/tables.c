@@ -132,6 +132,9 @@ static const struct field tcp_fields[] = {
 };
 static RECORD(tcp, tcp_ref, tcp_fields);
 
+static const struct field filter_fields[] = {BYTES(filter_ref, code), HEX(filter_ref, flags)};
+static RECORD(filter, filter_ref, filter_fields);
+
 static const struct field sem_fields[] = {
     INT(sem_ref, id), INT(sem_ref, key), INT(sem_ref, mode), INT(sem_ref, uid), INT(sem_ref, gid),
     INTS(sem_ref, values),
@@ -154,7 +157,7 @@ static const struct field objects_fields[] = {
     LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
     LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
     LIST(objects, sockets, record_socket), LIST(objects, ptys, record_pty),
-    LIST(objects, tcps, record_tcp), LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
+    LIST(objects, tcps, record_tcp), LIST(objects, filters, record_filter), LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
 };
 RECORD(objects, objects, objects_fields);
 
@@ -217,7 +220,7 @@ static RECORD(sched, sched, sched_fields);
 
 static const struct field thread_fields[] = {
     INT(thread, tid), STR(thread, comm), REC(thread, regs, record_regs), BYTES(thread, xstate),
-    HEX(thread, sigmask), BOOL(thread, no_new_privs), HEX(thread, altstack_sp), HEX(thread, altstack_flags),
+    HEX(thread, sigmask), BOOL(thread, no_new_privs), BOOL(thread, strict), INTS(thread, filters), HEX(thread, altstack_sp), HEX(thread, altstack_flags),
     UINT(thread, altstack_size), HEX(thread, tid_address), HEX(thread, robust_head),
     UINT(thread, robust_len), HEX(thread, rseq), UINT(thread, rseq_size),
     HEX(thread, rseq_sig), BYTES(thread, pending), REC(thread, sched, record_sched),
@@ -235,6 +238,9 @@ static const struct field mm_fields[] = {
 };
 static RECORD(mm, mm_layout, mm_fields);
 
+static const struct field aio_fields[] = {UINT(aio_ref, nr), UINT(aio_ref, head), UINT(aio_ref, tail), BYTES(aio_ref, events)};
+static RECORD(aio, aio_ref, aio_fields);
+
 static const struct field task_fields[] = {
     INT(task, pid), INT(task, pgid), INT(task, sid), INT(task, ppid), INT(task, exit_signal),
     BOOL(task, zombie), INT(task, status), BOOL(task, forked), BOOL(task, shares_files),
@@ -246,7 +252,7 @@ static const struct field task_fields[] = {
     LIST(task, rlimits, record_rlimit), REC(task, mm, record_mm),
     LIST(task, actions, record_action), LIST(task, itimers, record_itimer),
     LIST(task, timers, record_timer), BYTES(task, pending),
-    LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma),
+    LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma), LIST(task, aios, record_aio),
     LIST(task, fds, record_fd), LIST(task, locks, record_lock),
     LIST(task, guards, record_range), LIST(task, inherits, record_range),
     LIST(task, threads, record_thread),

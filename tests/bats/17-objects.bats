@@ -42,7 +42,8 @@ load common
 	kill "$PID"
 	until_true 'gone "$PID"'
 }
+@test "asynchronous I/O: rings with events in them" { roundtrip aio; }
 @test "all of it at once, shared with children" {
 	roundtrip eventfd timerfd signalfd epoll-set inotify pidfd memfd unnamed fifo socketpair scm local-server \
-		inet children forked sysv
+		inet aio children forked sysv
 }

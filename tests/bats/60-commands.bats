@@ -68,43 +68,6 @@ load common
 	[ "$(ckpt --check --json -p "$PID")" = "[]" ]
 }
 
-@test "a program with a seccomp filter of its own is refused and lives" {
-	cat >filter.c <<'C'
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-int main(void)
-{
-	struct sock_filter f[] = {
-	    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-	    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigaction, 0, 1),
-	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
-	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
-	struct sock_fprog p = {4, f};
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &p);
-	puts("ready");
-	fflush(stdout);
-	for (;;)
-		pause();
-}
-C
-	gcc -o filter filter.c
-	start ./filter
-	await out ready 20
-	run ckpt -p "$PID" -o image
-	[ "$status" = 69 ]
-	[[ "$output" == *seccomp* ]]
-	run ckpt --check -p "$PID"
-	[ "$status" = 69 ]
-	run ! gone "$PID"
-}
-
 @test "stdin of restart on a terminal, stdout of ckpt on a terminal: refused" {
 	command -v script >/dev/null || skip "no script(1)"
 	start_victim anon
@@ -158,41 +121,63 @@ C
 	run ! gone "$PID"
 }
 
-@test "a process under seccomp filters of its own is refused; --allow-loss=seccomp insists, as root" {
+@test "a process under seccomp filters of its own keeps them, as root; --allow-loss=seccomp does without" {
 	cat >job.py <<'P'
-import ctypes, struct, time
+import ctypes, struct, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-# Allow everything but rt_sigaction, which ends the process: what ckpt would ask of it.
-prog = [(0x20, 0, 0, 0), (0x15, 0, 1, 13), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)]
-code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *p) for p in prog))
-class fprog(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+# Two filters, in all threads. One makes rt_sigaction, which ckpt asks it for, end the process; the other forbids sync(2).
+def install(prog):
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *p) for p in prog))
+    class fprog(ctypes.Structure):
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+    assert libc.syscall(317, 1, 1, ctypes.byref(fprog(len(prog), ctypes.addressof(code)))) == 0
+results = []
+def try_sync():
+    while True:
+        ctypes.set_errno(0)
+        results[:] = [libc.syscall(162), ctypes.get_errno()]
+        time.sleep(0.01)
+threading.Thread(target=try_sync, daemon=True).start()
 assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(fprog(len(prog), ctypes.addressof(code))), 0, 0) == 0
+install([(0x20, 0, 0, 0), (0x15, 0, 1, 13), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7fff0000)])
+install([(0x20, 0, 0, 0), (0x15, 0, 1, 162), (0x06, 0, 0, 0x50000 | 77), (0x06, 0, 0, 0x7fff0000)])
 print("filtered", flush=True)
 for i in range(100000):
-    print(i, flush=True)
+    results.clear()
     time.sleep(0.05)
+    ctypes.set_errno(0)
+    print(i, libc.syscall(162), ctypes.get_errno(), results, flush=True)
 P
 	start python3 job.py
 	await out filtered 20
-	run -69 ckpt -p "$PID" -o image
-	[[ $output == *seccomp* ]]
-	run ! gone "$PID"
 	if [ "$(id -u)" -ne 0 ]; then
+		run -77 ckpt -p "$PID" -o image
+		[[ $output == *seccomp*"as root"* ]] || [[ $output == *"as root"*seccomp* ]]
+		run -77 ckpt --check -p "$PID"
 		run -77 ckpt --allow-loss=seccomp -p "$PID" -o image
-		[[ $output == *CAP_SYS_ADMIN* ]]
 		run ! gone "$PID"
 		return 0
 	fi
-	run ckpt --allow-loss=seccomp -c -p "$PID" -o image
-	[ "$status" = 0 ]
-	[[ $output == *sandbox* ]]
-	run ! gone "$PID"
-	n=$(tail -n 1 out)
-	until_true '[ "$(tail -n 1 out)" -gt '"$n"' ]'
-	grep -q '^Seccomp:.2' "/proc/$PID/status"
-	restart --check image
+	goes_on() {
+		local n
+		n=$(grep -c "$1" out || :)
+		until_true '[ "$(grep -c "'"$1"'" out)" -gt '"$n"' ]'
+	}
+	goes_on ' -1 77 \[-1, 77\]'
+	oracle "$PID" >before
+	ckpt -c --allow-loss=seccomp -p "$PID" -o copy 2>told
+	grep -q sandbox told
+	goes_on ' -1 77 \[-1, 77\]'
+	grep -q '^Seccomp_filters:.2' "/proc/$PID/status"
+	ckpt -p "$PID" -o image
+	restart_as_new image
+	goes_on ' -1 77 \[-1, 77\]'
+	for t in /proc/"$NEW"/task/*; do grep -q '^Seccomp_filters:.2' "$t/status"; done
+	kill -KILL "$NEW"
+	run -77 setpriv --bounding-set=-sys_admin "$BIN/restart" -d image </dev/null
+	[[ $output == *seccomp* ]]
+	restart_as_new copy
+	goes_on ' 0 0 \[0, 0\]'
 }
 
 @test "restart -d tells the PID also of a program that ends at once" {

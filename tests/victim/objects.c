@@ -1,6 +1,7 @@
 /* Kernel objects behind fds. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -362,10 +363,67 @@ fifo_check(void)
 	must((int)write(fifo_out, "in the fifo", 11), "write");
 }
 
+/* --- asynchronous I/O: three events that have not been fetched, in a ring that has gone round */
+
+static aio_context_t ring_used, ring_new;
+static int ring_file;
+static char ring_data[8];
+
+static void
+submit(aio_context_t ring, uint64_t data)
+{
+	struct iocb cb = {.aio_data = data, .aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (uint32_t)ring_file,
+	    .aio_buf = (uintptr_t)ring_data, .aio_nbytes = 8}, *list = &cb;
+
+	must((int)syscall(SYS_io_submit, ring, 1, &list), "io_submit");
+}
+
+static void
+fetch(aio_context_t ring, uint64_t data)
+{
+	struct io_event e = {0};
+
+	SAME(syscall(SYS_io_getevents, ring, 1, 1, &e, NULL), 1);
+	SAME(e.data, data);
+	SAME(e.res, 8);
+}
+
+static void
+aio_make(void)
+{
+	ring_file = must(open("read-by-aio", O_RDWR | O_CREAT, 0600), "file");
+	must((int)write(ring_file, "abcdefgh", 8), "write");
+	must((int)syscall(SYS_io_setup, 20, &ring_used), "io_setup");
+	must((int)syscall(SYS_io_setup, 1000, &ring_new), "io_setup");
+	for (unsigned i = 0; i < 333; i++) {
+		submit(ring_used, i);
+		fetch(ring_used, i);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		submit(ring_used, 1000 + i);
+}
+
+static void
+aio_check(void)
+{
+	for (unsigned i = 0; i < 3; i++)
+		fetch(ring_used, 1000 + i);
+	for (unsigned i = 0; i < 100; i++) {
+		memset(ring_data, 0, 8);
+		submit(ring_used, i);
+		submit(ring_new, i);
+		fetch(ring_new, i);
+		fetch(ring_used, i);
+		SAME(memcmp(ring_data, "abcdefgh", 8), 0);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		submit(ring_used, 1000 + i);
+}
+
 const struct maker object_makers[] = {
     {"eventfd", eventfd_make, eventfd_check}, {"timerfd", timerfd_make, timerfd_check},
     {"signalfd", signalfd_make, signalfd_check}, {"epoll-set", epoll_make, epoll_check},
     {"inotify", inotify_make, inotify_check}, {"pidfd", pidfd_make, pidfd_check},
     {"memfd", memfd_make, memfd_check}, {"unnamed", unnamed_make, unnamed_check},
-    {"fifo", fifo_make, fifo_check}, {0},
+    {"fifo", fifo_make, fifo_check}, {"aio", aio_make, aio_check}, {0},
 };
