@@ -14,6 +14,7 @@
  *   ipc.c      semaphores and message queues of System V
  *   contents.c which of its pages matter, and reading them
  *   write.c    the members of the image in order
+ *   sync.c     files that others see
  *   output.c   where the image goes: file, pipe, --to
  *   ending.c   who ends the original, and when
  *   park.c     originals left behind by -S
@@ -213,6 +214,10 @@ void output_status(const struct output *o, const char *fmt, ...)
 
 /* --- write.c */
 int write_image(struct ckpt *c, struct output *o);
+
+/* --- sync.c */
+/* What they have written to files is written back. */
+void sync_files(const struct ckpt *c);
 
 /* --- ending.c */
 /* In front of the image in a pipe: a tail and END will follow. */

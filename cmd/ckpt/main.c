@@ -436,6 +436,8 @@ run_ckpt(struct ckpt *c)
 		/* What is copied need not wait for the disk. */
 		if (c->opt.after == AFTER_COPY)
 			tree_thaw(c);
+		else if (err == 0)
+			sync_files(c);
 		if (err == 0)
 			err = ending(c, &o);
 		tree_thaw(c);

@@ -29,7 +29,7 @@ enum { NO_QUEUE, RECV_QUEUE, SEND_QUEUE };
 enum { OPT_MSS = 2, OPT_WINDOW = 3, OPT_SACK_PERMITTED = 4, OPT_TIMESTAMP = 8 };
 #define TCP_ULP_ 31
 
-enum { HELD_MS = 10000, ADDRESS_TRIES_MS = 3000, PIECE = 1 << 20, PUSHED = 32 << 10 };
+enum { HELD_MS = 10000, ADDRESS_TRIES_MS = 3000, PIECE = 1 << 20, PUSHED = 32 << 10, MAXSEG_MOST = 32767 };
 
 static int
 set_repair(int fd, int how)
@@ -476,7 +476,7 @@ static int
 connect_repaired(int fd, const struct tcp_ref *t, const struct socket_ref *k, bool moved)
 {
 	int64_t deadline = now_ms() + (moved ? ADDRESS_TRIES_MS : 0);
-	int err = set_repair(fd, REPAIR_ON);
+	int mss = (int)min_u64(t->mss, MAXSEG_MOST), none = 0, err = set_repair(fd, REPAIR_ON);
 
 	if (err == 0)
 		err = set_seq(fd, SEND_QUEUE, t->send_seq);
@@ -484,6 +484,9 @@ connect_repaired(int fd, const struct tcp_ref *t, const struct socket_ref *k, bo
 		err = set_seq(fd, RECV_QUEUE, t->recv_seq);
 	if (err == 0)
 		err = bind_repaired(fd, k);
+	/* The size of segments follows from it at once, and from the option only later. */
+	if (err == 0)
+		setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &mss, sizeof(mss));
 	while (err == 0 && connect(fd, (const struct sockaddr *)k->remote.p, (socklen_t)k->remote.n) < 0) {
 		err = -errno;
 		if (err != -EADDRNOTAVAIL || now_ms() >= deadline)
@@ -491,6 +494,8 @@ connect_repaired(int fd, const struct tcp_ref *t, const struct socket_ref *k, bo
 		poll(NULL, 0, 5);
 		err = 0;
 	}
+	if (err == 0)
+		setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &none, sizeof(none));
 	return err;
 }
 

@@ -143,17 +143,32 @@ put_elements(const struct guard *g, struct buf *b, const char *what, unsigned ms
 	}
 }
 
-/* Tables of moves that are long over, and whose elements have all timed out. */
+/* What an earlier move has kept here of these connections, when they come back: they are somebody's again. */
 static void
-sweep(struct guard *g)
+forget(struct guard *g, const char *table)
+{
+	for (size_t i = 0; i < g->nelements; i++)
+		run_text(g, "delete element inet %s %s }\n", table, g->elements[i]);
+}
+
+/* Visit every table of ours but that of this move. */
+static void
+each_other(struct guard *g, void (*visit)(struct guard *g, const char *table))
 {
 	char *list = run_text(g, "list tables inet\n") ? strdup(g->output) : NULL, name[48];
 
 	for (const char *p = list; p != NULL && (p = strstr(p, "table inet pms-")) != NULL; p++)
-		if (sscanf(p, "table inet %47[a-z0-9-]", name) == 1 && strcmp(name, g->table) != 0 &&
-		    run_text(g, "list table inet %s\n", name) && strstr(g->output, "elements") == NULL)
-			run_text(g, "delete table inet %s\n", name);
+		if (sscanf(p, "table inet %47[a-z0-9-]", name) == 1 && strcmp(name, g->table) != 0)
+			visit(g, name);
 	free(list);
+}
+
+/* Of a move that is long over, if all its elements have timed out. */
+static void
+sweep(struct guard *g, const char *table)
+{
+	if (run_text(g, "list table inet %s\n", table) && strstr(g->output, "elements") == NULL)
+		run_text(g, "delete table inet %s\n", table);
 }
 
 /* All at once, which fails as a whole where they were there no longer. */
@@ -173,6 +188,7 @@ static void
 release(struct guard *g)
 {
 	run_text(g, "delete table inet %s\n", g->table);
+	each_other(g, forget);
 }
 
 static void
@@ -260,7 +276,7 @@ serve(struct guard *g)
 		renew(g, NETLOCK_KEPT_MS);
 	send(g->commands, answer, strlen(answer) + 1, MSG_NOSIGNAL);
 	if (text[0] == 'c' && answer[0] == '\0')
-		sweep(g);
+		each_other(g, sweep);
 	return text[0] == 'h' || text[0] == 'g' || text[0] == 'c';
 }
 

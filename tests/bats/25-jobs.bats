@@ -36,7 +36,6 @@ move() {
 
 ended() { timeout "${1:-120}" tail --pid="$PID" -f /dev/null; }
 
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 @test "bash: a pipeline with background jobs, moved again and again" {
 	cat >job.sh <<'S'
@@ -339,6 +338,73 @@ print("closed", flush=True)')
 	restart_as_new image
 	await out end 20
 	exec 9<&-
+}
+
+@test "--external=reopen: a socket is connected again, a FIFO opened again" {
+	mkfifo fifo
+	cat >server.py <<'P'
+import socket
+s = socket.socket(); s.bind(("127.0.0.1", 0)); s.listen(); print("port", s.getsockname()[1], flush=True)
+while True:
+    c, a = s.accept()
+    print("got", c.recv(100), flush=True)
+P
+	SERVER=$(spawn server-out python3 server.py)
+	echo "$SERVER" >>pids
+	await server-out port 20
+	READER=$(spawn fifo-out sh -c 'exec 9<>fifo; cat <fifo') # it has both ends: there is always somebody outside
+	echo "$READER" >>pids
+	cat >job.py <<'P'
+import os, socket, sys, time
+c = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+c.send(b"first")
+f = open("fifo", "w")
+print("ready", flush=True)
+while not os.path.exists("moved"):
+    time.sleep(0.01)
+c.send(b"second")
+print("through the fifo", file=f, flush=True)
+time.sleep(1000)
+P
+	start python3 job.py "$(sed -n 's/^port //p' server-out)"
+	await out ready 20
+	await server-out first 20
+	ckpt --external=reopen -p "$PID" -o image
+	restart_as_new image
+	: >moved
+	await server-out second 20
+	await fifo-out "through the fifo" 20
+}
+
+@test "a Java virtual machine" {
+	need java javac
+	cat >J.java <<'J'
+import java.util.concurrent.*;
+public class J {
+	static volatile int n = 0;
+	public static void main(String[] a) throws Exception {
+		ConcurrentHashMap<Integer, String> m = new ConcurrentHashMap<>();
+		Executors.newScheduledThreadPool(3).scheduleAtFixedRate(() -> { n++; m.put(n, "v" + n); }, 0, 10, TimeUnit.MILLISECONDS);
+		for (;;) {
+			Thread.sleep(50);
+			System.gc();
+			int k = m.size();
+			for (int i = 1; i <= k; i++)
+				if (!m.get(i).equals("v" + i)) System.out.println("wrong " + i);
+			System.out.println("at " + k);
+		}
+	}
+}
+J
+	javac J.java
+	start java -Xmx64m J
+	await out "at " 60
+	for n in 1 2; do
+		at=$(sed -n 's/^at //p' out | tail -n 1)
+		move
+		until_true '[ "$(sed -n "s/^at //p" out | tail -n 1)" -gt '$((at + 50))' ]'
+	done
+	run ! grep wrong out
 }
 
 @test "a session whose living leader is out of the way is refused before anything is ended" {

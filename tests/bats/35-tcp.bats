@@ -49,7 +49,7 @@ P
 }
 
 # The other end: as many questions as it is told, then it closes; "all N" if every answer came, in order.
-start_client() {
+write_client() {
 	cat >client.py <<'P'
 import socket, sys, time
 c = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -68,6 +68,10 @@ while True:
 c.shutdown(socket.SHUT_WR)
 print("all", n, repr(f.read()), flush=True)
 P
+}
+
+start_client() {
+	write_client
 	CLIENT=$(spawn client-out python3 client.py "$PORT")
 	echo "$CLIENT" >>pids
 	await client-out 5 20
@@ -146,15 +150,15 @@ if sys.argv[2] == "shut":
 print("hash", hashlib.sha256(data).hexdigest(), flush=True)
 while not os.path.exists("go"):
     time.sleep(0.01)
-n = 0
-ok = True
 if sys.argv[2] != "shut":
     c.shutdown(socket.SHUT_WR)
+got = bytearray()
 while d := c.recv(65536):
-    for i, b in enumerate(d[:64]):
-        ok &= b == b"0123456789abcdef"[(n + i) % 16]
-    n += len(d)
-print("received", n, ok, flush=True)
+    got += d
+n = len(got)
+if got.endswith(b"x"):
+    got.pop()
+print("received", n, got == (b"0123456789abcdef" * (n // 16 + 1))[:len(got)], flush=True)
 P
 	start python3 hoard.py "$1"
 	await out port 20
@@ -237,4 +241,117 @@ hoard_goes() {
 	until_true 'gone "$PID"'
 	restart_as_new image
 	await out "reset by peer" 20
+}
+
+@test "a session of sshd, with its terminal and shell: moves as root; refused without the right, and goes on" {
+	need_right
+	SSHD=$(PATH=$PATH:/usr/sbin:/sbin command -v sshd) || skip "no sshd"
+	mkdir -p /run/sshd
+	ssh-keygen -q -t ed25519 -N '' -f host
+	ssh-keygen -q -t ed25519 -N '' -f key
+	port=$(free_port)
+	cat >sshd.conf <<-C
+		HostKey $T/host
+		AuthorizedKeysFile $T/key.pub
+		StrictModes no
+		UsePAM no
+		PermitRootLogin yes
+		PidFile none
+		ListenAddress 127.0.0.1
+		Port $port
+	C
+	start "$SSHD" -D -f sshd.conf -E sshd.log
+	until_true 'grep -q listening sshd.log'
+	mkfifo typed
+	cat >client.sh <<-C
+		exec ssh -tt -F none -p $port -i key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+			-o LogLevel=ERROR root@127.0.0.1 'stty -echo; tty; while read -r x; do echo answer \$x
+			[ \$x != enough ] || exit 5; done' <typed
+	C
+	CLIENT=$(spawn client-out sh -c 'sh client.sh; echo "status $?"')
+	echo "$CLIENT" >>pids
+	exec 8>typed
+	await client-out /dev/pts 20
+	SESSION=$(pgrep -P "$PID")
+	echo "$SESSION" >>pids
+	echo one >&8
+	await client-out "answer one" 20
+	run -77 setpriv --bounding-set=-net_admin "$BIN/ckpt" -p "$SESSION" -o image
+	[[ $output == *"connected by TCP to 127.0.0.1:"* ]]
+	echo two >&8
+	await client-out "answer two" 20
+	ckpt -p "$SESSION" -o image
+	echo three >&8
+	restart_as_new image
+	await client-out "answer three" 20
+	ckpt -p "$NEW" | restart -d - >new
+	cat new >>pids
+	echo four >&8
+	await client-out "answer four" 20
+	echo enough >&8
+	await client-out "status 5" 20
+	until_true 'gone "$(cat new)"'
+	exec 8>&-
+}
+
+# A host: a network namespace with an address of its own, at a bridge in a third.
+host_in() {
+	local pid
+	pid=$(spawn hosts unshare -n sleep 1000)
+	echo "$pid" >>pids
+	until_true '[ "$(readlink /proc/'"$pid"'/ns/net)" != "$(readlink /proc/self/ns/net)" ]'
+	if [ -n "$2" ]; then
+		nsenter -t "$SWITCH" -n ip link add name "veth-$1" type veth peer name eth0 netns "/proc/$pid/ns/net"
+		nsenter -t "$SWITCH" -n ip link set dev "veth-$1" master br0 up
+		nsenter -t "$pid" -n ip addr add "$2/24" dev eth0
+		nsenter -t "$pid" -n ip link set eth0 up
+	fi
+	nsenter -t "$pid" -n ip link set lo up
+	HOST=$pid
+}
+
+@test "from one host to another, and the address with it" {
+	need_right
+	command -v ip >/dev/null || skip "ip is not installed"
+	SWITCH=
+	host_in switch ""
+	SWITCH=$HOST
+	nsenter -t "$SWITCH" -n ip link add name br0 type bridge
+	nsenter -t "$SWITCH" -n ip link set dev br0 up
+	host_in a 10.77.0.1 && A=$HOST
+	host_in b 10.77.0.2 && B=$HOST
+	host_in c 10.77.0.3 && C=$HOST
+	nsenter -t "$A" -n ip addr add 10.77.0.100/32 dev eth0
+	cat >server.py <<'P'
+import socket
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("0.0.0.0", 7000)); s.listen()
+print("port", flush=True)
+c, a = s.accept()
+f = c.makefile("rw")
+for line in f:
+    f.write("answer " + line); f.flush()
+print("end of input", flush=True)
+P
+	start nsenter -t "$A" -n python3 server.py
+	await out port 20
+	start_client_at() {
+		sed "s/127.0.0.1/10.77.0.100/" client.py >client-far.py
+		CLIENT=$(spawn client-out nsenter -t "$C" -n python3 client-far.py 7000)
+		echo "$CLIENT" >>pids
+		await client-out 5 20
+	}
+	write_client
+	start_client_at
+	for hosts in "$A $B" "$B $A"; do
+		from=${hosts% *} to=${hosts#* }
+		nsenter -t "$from" -n "$BIN/ckpt" -p "$PID" | nsenter -t "$to" -n "$BIN/restart" -d - >new
+		PID=$(cat new)
+		echo "$PID" >>pids
+		nsenter -t "$from" -n ip addr del 10.77.0.100/32 dev eth0
+		nsenter -t "$to" -n ip addr add 10.77.0.100/32 dev eth0
+		nsenter -t "$C" -n ip neigh flush dev eth0
+		goes_on
+	done
+	finish_client
 }

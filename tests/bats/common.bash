@@ -116,6 +116,9 @@ victims() {
 	return 0
 }
 
+# A port that nobody listens at.
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
 # Wait until exactly one runs, and print it.
 one_victim() {
 	until_true '[ "$(victims '"${1:-victim}"' | wc -l)" = 1 ]'
