@@ -67,7 +67,7 @@ clean:
 
 # --- tests
 
-VICTIM_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(addprefix tests/victim/,victim.c memory.c signals.c files.c threads.c process.c tree.c objects.c sockets.c sysv.c))
+VICTIM_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(addprefix tests/victim/,victim.c memory.c signals.c files.c threads.c process.c tree.c objects.c sockets.c sysv.c uring.c pty.c))
 HELPERS := $(BUILD)/tests/await $(BUILD)/tests/spawn $(BUILD)/tests/contained
 
 $(BUILD)/tests/victim/victim: $(VICTIM_OBJ)

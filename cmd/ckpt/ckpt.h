@@ -111,6 +111,7 @@ struct ckpt {
 	bool frozen;
 	bool decided; /* never to be let go again: they end with us */
 	int64_t frozen_ms;
+	int64_t stamped_ns; /* our CLOCK_MONOTONIC at the times in the header */
 };
 
 /* --- target.c */
@@ -153,6 +154,8 @@ long restarted_call(const struct tracee *th);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);
+/* Since the times in the header, as which everything that runs by time is to be told. */
+int64_t collect_elapsed_ns(const struct ckpt *c);
 int collect_outside(struct ckpt *c, struct member *who);
 /* Does it share its table of files, its directory with its parent? */
 void collect_shares(struct member *who);
@@ -179,6 +182,8 @@ int collect_contents(struct ckpt *c, struct member *who);
 /* Which pages of a forked process are those of its parent. */
 int collect_inherited(struct member *who);
 /* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
+/* When all files are known: mappings that belong to one. */
+void space_refer(struct ckpt *c);
 int64_t space_file(struct ckpt *c, struct member *who, const struct proc_map *m);
 void ckpt_fini(struct ckpt *c);
 

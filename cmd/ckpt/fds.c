@@ -131,7 +131,8 @@ save_of(struct ckpt *c, const struct held *h, const char *object)
 	    .st = h->st, .info = h->info, .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held,
 	    .nheld = c->nheld, .tasks = c->tasks, .ntasks = c->nmembers, .objects = &c->model.objects,
 	    .report = &c->report, .look_only = c->opt.check, .tcp_reset = c->opt.tcp_reset,
-	    .stays = c->opt.after == AFTER_COPY || c->opt.after == AFTER_PARK, .image_id = c->model.header.id, .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
+	    .stays = c->opt.after == AFTER_COPY || c->opt.after == AFTER_PARK, .image_id = c->model.header.id,
+	    .elapsed_ns = collect_elapsed_ns(c), .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
 }
 
 /* One fd: which of those before it is the same, or what is it? */
@@ -364,5 +365,7 @@ collect_fds(struct ckpt *c)
 		err = collect_fd(c, tree_find(c, c->held[i].pid), &c->held[i]);
 	for (size_t i = 0; i < c->nmembers; i++)
 		collect_tty(c, c->members[i]);
+	if (err == 0)
+		space_refer(c);
 	return err < 0 ? err : finish_ofds(c);
 }

@@ -132,7 +132,7 @@ ask_actions(struct tracee *th, const struct proc_status *st, struct task *t)
 /* --- timers */
 
 static int
-ask_itimers(struct tracee *th, struct task *t)
+ask_itimers(struct tracee *th, struct task *t, int64_t elapsed_ns)
 {
 	struct script s = {0};
 	uint64_t at[3];
@@ -147,15 +147,17 @@ ask_itimers(struct tracee *th, struct task *t)
 	for (int which = ITIMER_REAL; err == 0 && which <= ITIMER_PROF; which++) {
 		struct itimerval v;
 		struct itimer *it;
+		int64_t rest;
 
 		memcpy(&v, s.data.data + at[which], sizeof(v));
 		if (!timerisset(&v.it_value))
 			continue;
+		rest = v.it_value.tv_sec * 1000000LL + v.it_value.tv_usec + (which == ITIMER_REAL ? elapsed_ns / 1000 : 0);
 		it = ARRAY_ADD(t->itimers, t->nitimers);
 		if (it == NULL)
 			err = -ENOMEM;
 		else
-			*it = (struct itimer){which, v.it_value.tv_sec * 1000000LL + v.it_value.tv_usec,
+			*it = (struct itimer){which, rest,
 			    v.it_interval.tv_sec * 1000000LL + v.it_interval.tv_usec};
 	}
 	script_fini(&s);
@@ -172,13 +174,14 @@ inner_tid(const struct member *who, int64_t tid)
 }
 
 static int
-ask_posix_timer(struct member *who, struct tracee *th, const struct proc_timer *pt)
+ask_posix_timer(struct member *who, struct tracee *th, const struct proc_timer *pt, int64_t elapsed_ns)
 {
 	struct task *t = who->task;
 	struct script s = {0};
 	uint64_t at = script_data(&s, NULL, sizeof(struct itimerspec));
 	struct posix_timer *out;
 	struct itimerspec v;
+	int64_t rest;
 	int err;
 
 	script_add(&s, "timer", SYS_timer_gettime, (uint64_t)pt->id, at);
@@ -187,13 +190,18 @@ ask_posix_timer(struct member *who, struct tracee *th, const struct proc_timer *
 	err = run(th, &s);
 	if (err == 0) {
 		memcpy(&v, s.data.data + at, sizeof(v));
+		rest = v.it_value.tv_sec * 1000000000LL + v.it_value.tv_nsec;
+		/* Those of CPU time have stood still. */
+		if (rest > 0 && pt->clock >= 0 && pt->clock != CLOCK_PROCESS_CPUTIME_ID &&
+		    pt->clock != CLOCK_THREAD_CPUTIME_ID)
+			rest += elapsed_ns;
 		out = ARRAY_ADD(t->timers, t->ntimers);
 		if (out == NULL)
 			err = -ENOMEM;
 		else
 			*out = (struct posix_timer){pt->id, pt->clock, pt->notify, pt->sig,
 			    inner_tid(who, pt->tid), pt->sigval,
-			    v.it_value.tv_sec * 1000000000LL + v.it_value.tv_nsec,
+			    rest,
 			    v.it_interval.tv_sec * 1000000000LL + v.it_interval.tv_nsec,
 			    s.calls[1].result};
 	}
@@ -210,7 +218,7 @@ by_id(const void *a, const void *b)
 }
 
 static int
-ask_posix_timers(struct member *who, struct tracee *th)
+ask_posix_timers(struct member *who, struct tracee *th, int64_t elapsed_ns)
 {
 	struct proc_timer *timers = NULL;
 	size_t n = 0;
@@ -226,7 +234,7 @@ ask_posix_timers(struct member *who, struct tracee *th)
 	if (n > 0)
 		qsort(timers, n, sizeof(*timers), by_id);
 	for (size_t i = 0; err == 0 && i < n; i++)
-		err = ask_posix_timer(who, th, &timers[i]);
+		err = ask_posix_timer(who, th, &timers[i], elapsed_ns);
 	free(timers);
 	return err;
 }
@@ -387,9 +395,9 @@ collect_inside(struct ckpt *c, struct member *who)
 		if (err == 0 && i == 0) {
 			err = ask_actions(th, &who->target.status, t);
 			if (err == 0)
-				err = ask_itimers(th, t);
+				err = ask_itimers(th, t, collect_elapsed_ns(c));
 			if (err == 0)
-				err = ask_posix_timers(who, th);
+				err = ask_posix_timers(who, th, collect_elapsed_ns(c));
 			if (err == 0)
 				err = ask_process(th, t);
 			if (err == 0)

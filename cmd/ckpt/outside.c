@@ -90,6 +90,21 @@ list_tasks(struct ckpt *c)
 	return 0;
 }
 
+static int64_t
+our_time_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
+}
+
+int64_t
+collect_elapsed_ns(const struct ckpt *c)
+{
+	return our_time_ns() - c->stamped_ns;
+}
+
 int
 collect_header(struct ckpt *c)
 {
@@ -109,6 +124,7 @@ collect_header(struct ckpt *c)
 	h->realtime_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 	h->monotonic_ns = clock_there(who, CLOCK_MONOTONIC, "monotonic");
 	h->boottime_ns = clock_there(who, CLOCK_BOOTTIME, "boottime");
+	c->stamped_ns = our_time_ns();
 	h->arch = strdup(ARCH_NAME);
 	h->host = strdup(un.nodename);
 	h->kernel = strdup(un.release);

@@ -229,6 +229,33 @@ aio_ring(struct member *who, struct vma *v)
 	return 0;
 }
 
+/* Until the files are known it refers to the fd (held), then to its ofd: space_refer(). */
+static int
+uring_memory(struct ckpt *c, struct member *who, const struct proc_map *m, struct vma *v)
+{
+	size_t i = 0;
+
+	while (i < c->nheld && (c->held[i].st.st_ino != m->ino || strcmp(c->held[i].link, "anon_inode:[io_uring]") != 0))
+		i++;
+	if (i == c->nheld)
+		return refuse(c, who, m, "have the program do without io_uring", "memory of a ring that it has closed or registered");
+	v->kind = VMA_URING;
+	v->ref = (int64_t)i;
+	return 0;
+}
+
+void
+space_refer(struct ckpt *c)
+{
+	for (size_t m = 0; m < c->nmembers; m++)
+		for (size_t i = 0; i < c->members[m]->task->nvmas; i++) {
+			struct vma *v = &c->members[m]->task->vmas[i];
+
+			if (v->kind == VMA_URING)
+				v->ref = c->held[v->ref].ofd;
+		}
+}
+
 /* A memfd that is also open is a file, with pages that no mapping may show. */
 static bool
 has_fd(const struct ckpt *c, const struct proc_map *m)
@@ -294,6 +321,8 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	}
 	if (m->ino == 0 && (special || m->path[0] == '\0'))
 		return 0;
+	if (strncmp(m->path, "anon_inode:[io_uring]", 21) == 0)
+		return uring_memory(c, who, m, v);
 	if (m->path[0] != '/')
 		return refuse(c, who, m, NULL, "a kind of memory that cannot be moved");
 	v->kind = VMA_FILE;

@@ -8,6 +8,7 @@
  *   build.c    processes: the first by fork, the others by their parents; each executes its program
  *   tree.c     whose child, which session, which process group; those that have ended
  *   space.c    an address space becomes that of the image
+ *   uring.c    memory of io_uring
  *   fill.c     the pages
  *   aio.c      rings of asynchronous I/O
  *   settle.c   threads, handlers, timers, credentials
@@ -182,6 +183,8 @@ int tree_finish(struct restart *r);
 void space_choose_pages(struct restart *r);
 /* MAP_HUGETLB and the size for pages of this many bytes (memfd_create(2) and shmget(2) have the size at the same bits), or 0. */
 uint64_t space_huge_flags(const struct restart *r, uint64_t huge);
+/* Memory of rings, when all other mappings are there. */
+int uring_map(struct restart *r, struct built *b);
 int space_make(struct restart *r, struct built *b);
 int space_finish(struct restart *r, struct built *b);
 

@@ -213,6 +213,8 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
 
+	if (v->kind == VMA_URING) /* when all others are there: uring_map() */
+		return;
 	if (v->kind == VMA_AIO) { /* keeps its place free */
 		script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start, PROT_NONE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
@@ -484,6 +486,8 @@ space_make(struct restart *r, struct built *b)
 	int err = b->task->forked ? make_from_parent(r, b) : make_anew(r, b);
 
 	if (err == 0)
+		err = uring_map(r, b);
+	if (err == 0)
 		err = set_layout(b);
 	return err < 0 ? err : fault(FAULT_mapped);
 }
@@ -501,7 +505,7 @@ finish_vma(const struct restart *r, struct script *s, const struct vma *v)
 {
 	uint64_t len = v->end - v->start;
 
-	if (v->kind == VMA_AIO)
+	if (v->kind == VMA_AIO || v->kind == VMA_URING)
 		return;
 	if (was_writable(v))
 		script_add(s, "protection", SYS_mprotect, v->start, len, (uint64_t)v->prot);

@@ -80,6 +80,7 @@ struct kind_save {
 	bool stays;     /* the original goes on, or may: -c, -S */
 	bool tcp_reset; /* --tcp=close */
 	const char *image_id;
+	int64_t elapsed_ns; /* since the times in the header */
 	struct objects *objects;
 	struct report *report;
 };

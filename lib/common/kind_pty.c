@@ -21,6 +21,9 @@
 #endif
 enum { QUEUE_MAX = 64 << 10 };
 
+/* O_LARGEFILE, as the kernel shows it; that of C is 0 here. */
+enum { LARGE = 0100000 };
+
 static bool
 is_master(const struct kind_save *s)
 {
@@ -31,8 +34,11 @@ is_master(const struct kind_save *s)
 static int
 open_peer(int master, int flags)
 {
-	int fd = ioctl(master, TIOCGPTPEER, flags | O_NOCTTY | O_CLOEXEC);
+	int fd = ioctl(master, TIOCGPTPEER, flags | O_NOCTTY);
 
+	/* As a flag here it would stay with the open file, in what /proc shows of it. */
+	if (fd >= 0)
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
 	return fd < 0 ? -errno : fd;
 }
 
@@ -190,7 +196,7 @@ save_slave(struct kind_save *s, struct ofd *ofd)
 	master.pidfd = h->pidfd;
 	err = save_master(&master, &ignored);
 	ofd->ref = ignored.ref;
-	ofd->flags &= O_ACCMODE | O_NONBLOCK | O_ASYNC;
+	ofd->flags &= O_ACCMODE | O_NONBLOCK | O_ASYNC | LARGE;
 	return err;
 }
 
@@ -279,7 +285,7 @@ load_slave(const struct kind_load *l, const struct ofd *ofd)
 
 	if (master < 0 || l->fds[master] < 0)
 		return fail(EBADMSG, "fd %d: a terminal whose other end no process has", l->lowest);
-	fd = open_peer(l->fds[master], (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK)));
+	fd = open_peer(l->fds[master], (int)(ofd->flags & (O_ACCMODE | O_NONBLOCK | LARGE)));
 	if (fd < 0) {
 		errno = -fd;
 		return fail_pty(l, p);

@@ -54,6 +54,9 @@ save(struct kind_save *s, struct ofd *ofd)
 	t->clock = (int64_t)clock;
 	t->flags = (int64_t)flags;
 	t->value_ns = get_time(text, "it_value:");
+	/* As it was when the clocks were looked at, from which they go on. */
+	if (t->value_ns > 0)
+		t->value_ns += s->elapsed_ns;
 	t->interval_ns = get_time(text, "it_interval:");
 	free(text);
 	ofd->ref = (int64_t)s->objects->ntimerfds - 1;

@@ -18,8 +18,6 @@ match(const struct kind_save *s)
 static const struct {
 	const char *link, *what, *advice;
 } known[] = {
-    {"anon_inode:[io_uring]", "an io_uring", "have the program do without it (node: UV_USE_IO_URING=0; nginx: no aio; "
-					     "as root for all: sysctl kernel.io_uring_disabled=2)"},
     {"anon_inode:[userfaultfd]", "a userfaultfd", "have the program close it"},
     {"anon_inode:[perf_event]", "a performance counter", "end perf(1) or what else measures it"},
     {"anon_inode:[fanotify]", "a fanotify group", "have the program close it"},

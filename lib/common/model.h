@@ -56,14 +56,15 @@ struct file_ref {
 	bool partial;   /* the member holds the mapped parts alone */
 };
 
-enum vma_kind { VMA_ANON, VMA_FILE, VMA_SHM, VMA_AIO };
+enum vma_kind { VMA_ANON, VMA_FILE, VMA_SHM, VMA_AIO, VMA_URING };
 
 struct vma {
 	taddr start, end;
 	int64_t prot; /* PROT_* */
 	bool shared;
 	int64_t kind;  /* enum vma_kind */
-	int64_t ref;   /* index of a file (VMA_FILE), of a shm object (VMA_SHM), of the task's aios (VMA_AIO), else -1 */
+	int64_t ref;   /* index of a file (VMA_FILE), of a shm object (VMA_SHM), of the task's aios
+			* (VMA_AIO), of an ofd (VMA_URING), else -1 */
 	uint64_t offset;
 	uint64_t huge; /* bytes of its pages, where these are of hugetlbfs, else 0 */
 	char *flags;   /* VmFlags of smaps, two letters each: "rd wr mr mw me ac sd" */
@@ -344,6 +345,14 @@ struct socket_option {
 	struct bytes value;
 };
 
+/* An io_uring; words are those of its memory (io_uring_setup(2)). */
+struct uring_ref {
+	uint64_t sq_entries, cq_entries;
+	uint64_t sq_head, sq_tail, cq_head, cq_tail;
+	uint64_t array_at, cqes_at; /* offsets in its memory */
+	struct bytes array, cqes, sqes;
+};
+
 /* A TCP connection to somebody outside, as TCP_REPAIR tells it: tcp(7), linux/tcp.h. */
 struct tcp_ref {
 	int64_t socket;      /* its addresses, options, and what it has received */
@@ -406,6 +415,8 @@ struct objects {
 	size_t nsockets;
 	struct pty_ref *ptys;
 	size_t nptys;
+	struct uring_ref *urings;
+	size_t nurings;
 	struct tcp_ref *tcps;
 	size_t ntcps;
 	struct filter_ref *filters;

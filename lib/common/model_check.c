@@ -1,4 +1,3 @@
-#include "aio.h"
 #include "model_check.h"
 
 #include <asm/termbits.h>
@@ -13,6 +12,7 @@
 #include <netinet/in.h>
 #include <sys/un.h>
 
+#include "aio.h"
 #include "kind.h"
 
 int
@@ -97,11 +97,12 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 	for (size_t i = 0; i < t->nvmas; i++) {
 		const struct vma *v = &t->vmas[i];
 		int64_t limit = v->kind == VMA_FILE ? (int64_t)m->objects.nfiles
-		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : v->kind == VMA_AIO ? (int64_t)t->naios : 0;
+		    : v->kind == VMA_SHM ? (int64_t)m->objects.nshms : v->kind == VMA_AIO ? (int64_t)t->naios
+		    : v->kind == VMA_URING ? (int64_t)m->objects.nofds : 0;
 
 		if (!is_user_range(v->start, v->end) || v->start < floor)
 			return model_bad(why, "task.vmas[%zu]: out of order or out of range", i);
-		if (v->kind < VMA_ANON || v->kind > VMA_AIO || (v->prot & ~7LL) != 0)
+		if (v->kind < VMA_ANON || v->kind > VMA_URING || (v->prot & ~7LL) != 0)
 			return model_bad(why, "task.vmas[%zu]: unknown kind", i);
 		if (v->kind != VMA_ANON && (v->ref < 0 || v->ref >= limit))
 			return model_bad(why, "task.vmas[%zu]: refers to nothing", i);
@@ -113,6 +114,8 @@ check_vmas(const struct model *m, const struct task *t, char why[128])
 		if (v->kind == VMA_SHM &&
 		    v->offset + (v->end - v->start) > round_up(m->objects.shms[v->ref].size, granule(v)))
 			return model_bad(why, "task.vmas[%zu]: behind the end of its object", i);
+		if (v->kind == VMA_URING && (m->objects.ofds[v->ref].kind != KIND_uring || !v->shared))
+			return model_bad(why, "task.vmas[%zu]: not of a ring", i);
 		if (v->kind == VMA_AIO && !is_ring(&t->aios[v->ref], (v->end - v->start) / PAGE_BYTES))
 			return model_bad(why, "task.vmas[%zu]: not a ring", i);
 		if (v->flags != NULL && strlen(v->flags) > 256)

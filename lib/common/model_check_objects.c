@@ -38,6 +38,8 @@ list_length(const struct objects *o, int64_t kind)
 	case KIND_unix:
 	case KIND_inet:
 		return (int64_t)o->nsockets;
+	case KIND_uring:
+		return (int64_t)o->nurings;
 	case KIND_tcp:
 		return (int64_t)o->ntcps;
 	case KIND_ptm:
@@ -244,6 +246,25 @@ check_tcps(const struct objects *o, char why[128])
 	return 0;
 }
 
+/* io_uring_setup(2): powers of two, at most so many. */
+enum { URING_MOST = 32768 };
+
+static int
+check_urings(const struct objects *o, char why[128])
+{
+	for (size_t i = 0; i < o->nurings; i++) {
+		const struct uring_ref *u = &o->urings[i];
+		uint64_t sq = u->sq_entries, cq = u->cq_entries;
+
+		if (sq == 0 || cq < sq || sq > URING_MOST || cq > 2 * URING_MOST || (sq & (sq - 1)) != 0 || (cq & (cq - 1)) != 0 ||
+		    ((u->sq_head | u->sq_tail | u->cq_head | u->cq_tail) >> 32) != 0 || (uint32_t)(u->sq_tail - u->sq_head) > sq ||
+		    (uint32_t)(u->cq_tail - u->cq_head) > cq || u->array.n != 4 * sq || u->cqes.n != 16 * cq ||
+		    u->sqes.n != 64 * sq || u->sq_head > 64U << 20)
+			return model_bad(why, "objects.urings[%zu]: malformed", i);
+	}
+	return 0;
+}
+
 /* As many as the kernel could have. */
 enum { SEMAPHORES_MAX = 32000, SEMAPHORE_MAX = 32767 };
 
@@ -282,6 +303,8 @@ objects_check(const struct objects *o, char why[128])
 		err = check_sysv(o, why);
 	if (err == 0)
 		err = check_tcps(o, why);
+	if (err == 0)
+		err = check_urings(o, why);
 	for (size_t i = 0; i < o->nfilters && err == 0; i++)
 		if (o->filters[i].code.n == 0 || o->filters[i].code.n % 8 != 0 || o->filters[i].code.n > 4096 * 8 ||
 		    o->filters[i].flags >> 16 != 0)

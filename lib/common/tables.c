@@ -132,6 +132,13 @@ static const struct field tcp_fields[] = {
 };
 static RECORD(tcp, tcp_ref, tcp_fields);
 
+static const struct field uring_fields[] = {
+    UINT(uring_ref, sq_entries), UINT(uring_ref, cq_entries), UINT(uring_ref, sq_head), UINT(uring_ref, sq_tail),
+    UINT(uring_ref, cq_head), UINT(uring_ref, cq_tail), UINT(uring_ref, array_at), UINT(uring_ref, cqes_at),
+    BYTES(uring_ref, array), BYTES(uring_ref, cqes), BYTES(uring_ref, sqes),
+};
+static RECORD(uring, uring_ref, uring_fields);
+
 static const struct field filter_fields[] = {BYTES(filter_ref, code), HEX(filter_ref, flags)};
 static RECORD(filter, filter_ref, filter_fields);
 
@@ -157,7 +164,7 @@ static const struct field objects_fields[] = {
     LIST(objects, signalfds, record_signalfd), LIST(objects, epolls, record_epoll),
     LIST(objects, inotifies, record_inotify), LIST(objects, pidfds, record_pidfd),
     LIST(objects, sockets, record_socket), LIST(objects, ptys, record_pty),
-    LIST(objects, tcps, record_tcp), LIST(objects, filters, record_filter), LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
+    LIST(objects, urings, record_uring), LIST(objects, tcps, record_tcp), LIST(objects, filters, record_filter), LIST(objects, sems, record_sem), LIST(objects, msgqs, record_msgq),
 };
 RECORD(objects, objects, objects_fields);
 

@@ -43,7 +43,44 @@ load common
 	until_true 'gone "$PID"'
 }
 @test "asynchronous I/O: rings with events in them" { roundtrip aio; }
-@test "all of it at once, shared with children" {
-	roundtrip eventfd timerfd signalfd epoll-set inotify pidfd memfd unnamed fifo socketpair scm local-server \
-		inet aio children forked sysv
+@test "io_uring: idle, with completions in it" { roundtrip uring; }
+@test "pseudoterminals: settings, window, what is in them; controlling, with a foreground group" { roundtrip pty; }
+
+ALL="eventfd timerfd signalfd epoll-set inotify pidfd memfd unnamed fifo socketpair scm local-server inet aio uring"
+ALL="$ALL pty shared-table children forked sysv" # the last counts who has its segment
+
+# shellcheck disable=SC2086
+@test "all of it at once, shared with children" { roundtrip $ALL; }
+
+@test "all of it, ten generations: the image does not grow" {
+	# shellcheck disable=SC2086
+	start_victim $ALL
+	oracle "$PID" >before
+	for n in 1 2 3 4 5 6 7 8 9 10; do
+		ckpt -q -p "$PID" -o image
+		restart_as_new image
+		PID=$NEW
+		[ "$n" = 2 ] && size=$(stat -c %s image)
+	done
+	as_before "$PID"
+	check_victim "$PID"
+	[ "$(stat -c %s image)" -le $((size + size / 50)) ]
+}
+
+@test "all of it: ckpt is killed, and fails, at every fault site: as found, or a complete image" {
+	# shellcheck disable=SC2086
+	start_victim $ALL
+	oracle "$PID" >before
+	for site in frozen borrowed call_entered mask_back collected header_out image_out; do
+		for act in kill fail; do
+			rm -f image
+			ckpt -q -p "$PID" -o image -F "$site:$act" 2>/dev/null || :
+			if gone "$PID"; then # the site cannot fail
+				restart_as_new image
+				PID=$NEW
+			fi
+			as_before "$PID"
+		done
+	done
+	check_victim "$PID"
 }

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static const struct maker *const tables[] = {memory_makers, signal_makers, file_makers,
-    thread_makers, process_makers, tree_makers, object_makers, socket_makers, sysv_makers};
+    thread_makers, process_makers, tree_makers, object_makers, socket_makers, sysv_makers, uring_makers, pty_makers};
 static bool different;
 
 void

@@ -32,6 +32,6 @@ int must(int r, const char *what);
 	} while (0)
 
 extern const struct maker memory_makers[], signal_makers[], file_makers[], thread_makers[],
-    process_makers[], tree_makers[], object_makers[], socket_makers[], sysv_makers[];
+    process_makers[], tree_makers[], object_makers[], socket_makers[], sysv_makers[], uring_makers[], pty_makers[];
 
 #endif
