@@ -18,11 +18,12 @@ COMMON_SRC := $(wildcard lib/common/*.c lib/arch/$(ARCH)/*.c)
 COMMON_ASM := $(wildcard lib/arch/$(ARCH)/*.S)
 COMMON_OBJ := $(COMMON_SRC:%.c=$(BUILD)/%.o) $(COMMON_ASM:%.S=$(BUILD)/%.o)
 CKPT_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/ckpt/*.c))
+REXEC_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/rexec-sys/*.c))
 RESTART_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/restart/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/tests/fuzz/%,$(wildcard tests/fuzz/*.c))
 VICTIM := $(BUILD)/tests/victim/victim $(BUILD)/tests/victim/victim-static
-PROGRAMS := $(BUILD)/ckpt $(BUILD)/restart
+PROGRAMS := $(BUILD)/ckpt $(BUILD)/restart $(BUILD)/rexec-sys
 
 LIBS := -larchive -lzstd -ljansson -lxxhash -lbsd
 # restart is static: it is the stub in front of an executable image, wherever that is run.
@@ -40,6 +41,10 @@ $(BUILD)/libcommon.a: $(COMMON_OBJ)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
 $(BUILD)/ckpt: $(CKPT_OBJ) $(BUILD)/libcommon.a
+	$(call say,LINK,$@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/rexec-sys: $(REXEC_OBJ) $(BUILD)/libcommon.a
 	$(call say,LINK,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -125,5 +130,5 @@ install: all
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
 uninstall:
-	cd $(DESTDIR)$(PREFIX) && rm -f bin/ckpt bin/restart share/man/man1/ckpt.1 share/man/man1/restart.1 share/man/man5/pms-image.5
+	cd $(DESTDIR)$(PREFIX) && rm -f bin/ckpt bin/restart bin/rexec-sys share/man/man1/ckpt.1 share/man/man1/restart.1 share/man/man1/rexec-sys.1 share/man/man5/pms-image.5
 .PHONY: test-programs check-unit

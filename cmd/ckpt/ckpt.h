@@ -2,8 +2,6 @@
  * ckpt: a running process becomes an image. One file a phase:
  *
  *   tree.c     the process and its descendants: find them, stop them, let them go, end them
- *   target.c   one process: find it, stop all of its threads, let them go again
- *   restarted.c  which call an interrupted wait was
  *   obstacles.c  what keeps it from being moved as a whole
  *   aio.c      rings of asynchronous I/O
  *   seccomp.c  its sandbox
@@ -28,6 +26,7 @@
 #include "model.h"
 #include "proc.h"
 #include "report.h"
+#include "target.h"
 #include "tracee.h"
 
 enum embed { EMBED_NEEDED, EMBED_MAPPED, EMBED_ALL };
@@ -50,19 +49,6 @@ struct ckpt_options {
 	struct external_rule *rules;
 	size_t nrules;
 	int64_t stop_timeout_ms;
-};
-
-/* The process, from the outside. */
-struct target {
-	pid_t pid; /* as we see it */
-	int pidfd, proc, mem;
-	struct tracee *threads; /* the leader first */
-	size_t nthreads;
-	struct proc_maps maps;
-	struct proc_status status;
-	struct proc_stat stat;
-	taddr gadget, restorer;
-	bool suspended; /* its seccomp filters, as long as it is traced */
 };
 
 /* A file that is mapped or executed, while it is open here. */
@@ -114,25 +100,6 @@ struct ckpt {
 	int64_t stamped_ns; /* our CLOCK_MONOTONIC at the times in the header */
 };
 
-/* --- target.c */
-/* Returns 0, or a negative errno, logged; ESRCH, EPERM, EBUSY tell main which exit status. */
-int target_open(struct target *t, pid_t pid);
-/* Stop every thread. On failure everything runs again. */
-int target_freeze(struct target *t, int64_t deadline_ms, bool eintr);
-/* tracee_borrow() with what is known of the process. */
-int target_borrow(const struct target *t, struct tracee *th);
-/* Every thread gets back what is its own; then it may be let go. */
-void target_give_back(struct target *t);
-void target_detach(struct target *t);
-void target_close(struct target *t);
-/* Its seccomp filters have no effect until it is let go. Silent: -EPERM without CAP_SYS_ADMIN. */
-int target_suspend_seccomp(struct target *t);
-/* PTRACE_O_EXITKILL on every thread, or off again. */
-int target_set_exitkill(struct target *t, bool on);
-/* SIGKILL; then wait until it is dead. */
-int target_kill(struct target *t);
-void target_reap(struct target *t);
-
 /* --- tree.c */
 /* The first process. */
 int tree_open(struct ckpt *c, pid_t pid);
@@ -148,9 +115,6 @@ int tree_end(struct ckpt *c);
 uint64_t tree_memory(const struct ckpt *c);
 /* The member with this PID (as we see it), or NULL. */
 struct member *tree_find(const struct ckpt *c, pid_t pid);
-
-/* restarted.c: number of the call that goes on as restart_syscall(2); 0 if none does, -1 if unknown. */
-long restarted_call(const struct tracee *th);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);

@@ -3,13 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EINTR_RESTARTS = 1 };
+enum { EINTR_RESTARTS = 1, NEVER_LENT = 2 };
 
 static const struct {
 	const char *name;
 	int flags;
+	const char *arguments;
 } syscalls[] = {
-#define SYSCALL(nr, name, flags) [nr] = {#name, flags},
+#define SYSCALL(nr, name, flags, arguments) [nr] = {#name, flags, arguments},
 #include "syscall.def"
 #undef SYSCALL
 };
@@ -18,6 +19,27 @@ const char *
 syscall_name(long nr)
 {
 	return nr >= 0 && (size_t)nr < ARRAY_LEN(syscalls) ? syscalls[nr].name : NULL;
+}
+
+long
+syscall_number(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_LEN(syscalls); i++)
+		if (syscalls[i].name != NULL && strcmp(syscalls[i].name, name) == 0)
+			return (long)i;
+	return -1;
+}
+
+const char *
+syscall_arguments(long nr)
+{
+	return syscall_name(nr) != NULL ? syscalls[nr].arguments : NULL;
+}
+
+bool
+syscall_never_lent(long nr)
+{
+	return syscall_name(nr) != NULL && (syscalls[nr].flags & NEVER_LENT) != 0;
 }
 
 bool

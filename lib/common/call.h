@@ -12,6 +12,12 @@
 
 /* Name of a call, or NULL. */
 const char *syscall_name(long nr);
+/* Number of a name, or -1. */
+long syscall_number(const char *name);
+/* What its arguments are, as syscall.def has it, or NULL. */
+const char *syscall_arguments(long nr);
+/* Must no process have it executed by others? */
+bool syscall_never_lent(long nr);
 
 /* Does this call return EINTR for a mere stop, and can it be begun again? */
 bool syscall_eintr_restarts(long nr);

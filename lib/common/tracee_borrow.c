@@ -70,7 +70,10 @@ to_syscall_stop(struct tracee *t)
 
 		if (ptrace(PTRACE_SYSCALL, t->tid, NULL, NULL) < 0)
 			return fail_errno("pid %d: ptrace", t->tid);
-		err = tracee_wait(t->tid, now_ms() + CALL_TIMEOUT_MS, &status);
+		err = tracee_wait(t->tid, now_ms() + (t->call_ms > 0 ? t->call_ms : CALL_TIMEOUT_MS), &status);
+		/* It ends as for a signal: that it was stopped is told afterwards. */
+		if (err == -ETIMEDOUT && t->call_ms > 0 && ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) == 0)
+			err = tracee_wait(t->tid, now_ms() + CALL_TIMEOUT_MS, &status);
 		if (err < 0)
 			return fail(-err, "pid %d: a call in it does not return: %s", t->tid,
 			    strerror(-err));
@@ -85,6 +88,13 @@ to_syscall_stop(struct tracee *t)
 		if (status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP)
 			t->stop_again = true;
 	}
+}
+
+static bool
+never(long nr)
+{
+	(void)nr;
+	return false;
 }
 
 int
@@ -104,7 +114,7 @@ tracee_call_at(struct tracee *t, const struct arch_regs *regs, taddr ip,
 	if (err == 0)
 		err = tracee_get_regs(t->tid, &r);
 	if (err == 0)
-		*result = (int64_t)arch_result(&r);
+		*result = arch_restart_kind(&r, never) != RESTART_NONE ? -EINTR : (int64_t)arch_result(&r);
 	return err;
 }
 

@@ -49,12 +49,15 @@ image() {
 	image
 	size=$(stat -c %s image)
 	table=$((8 + $(tail -c 9 image | od -An -tu4 -N4 | tr -d ' ') * 8 + 9))
+	zstd -dqc image >content
 	for i in $(seq 200); do
 		cp image bad
 		# Anywhere but in the seek table, which restart does not need.
 		at=$(((RANDOM * 32768 + RANDOM) % (size - table)))
 		byte=$(od -An -tu1 -j "$at" -N1 bad | tr -d ' ')
 		printf "\\x$(printf %x $((byte ^ (1 << (RANDOM % 8)))))" | dd of=bad bs=1 seek="$at" conv=notrunc status=none
+		# Some bits of a packed frame mean nothing: the image is the same.
+		! zstd -dqc bad 2>/dev/null | cmp -s - content || continue
 		run timeout 20 restart bad
 		[ "$status" = 65 ] || { echo "bit in byte $at of $size: $status: $output"; return 1; }
 	done

@@ -66,6 +66,9 @@ enum arch_restart arch_restart_kind(const struct arch_regs *regs, bool (*eintr_r
 /* Is this a stop in restart_syscall(2)? Its arguments are those of the call that goes on. */
 bool arch_in_restart_syscall(const struct arch_regs *regs, struct arch_call *call);
 
+/* Is this a stop in a call that goes on as restart_syscall(2), or that is it? */
+bool arch_in_timed_wait(const struct arch_regs *regs);
+
 /* Number that the code right before a stop (as many bytes) loads for its call, or -1. */
 #define ARCH_CODE_BEFORE 7
 long arch_number_before(const unsigned char code[ARCH_CODE_BEFORE]);

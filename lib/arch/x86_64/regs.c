@@ -68,6 +68,12 @@ arch_rewind(struct arch_regs *regs)
 }
 
 bool
+arch_in_timed_wait(const struct arch_regs *regs)
+{
+	return (int64_t)regs->orig_rax >= 0 && -(int64_t)regs->rax == K_ERESTART_RESTARTBLOCK;
+}
+
+bool
 arch_in_restart_syscall(const struct arch_regs *regs, struct arch_call *call)
 {
 	enum { RESTART_SYSCALL = 219 };

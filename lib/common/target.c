@@ -1,6 +1,5 @@
-/*
- * One process: finding it, stopping all of its threads, letting them go again, ending it.
- */
+#include "target.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,7 +11,6 @@
 #include <sys/ptrace.h>
 #include <unistd.h>
 
-#include "ckpt.h"
 #include "fault.h"
 #include "io.h"
 #include "log.h"
@@ -268,22 +266,12 @@ leader_first(const void *a, const void *b)
 	return x->inner_tid < y->inner_tid ? -1 : x->inner_tid > y->inner_tid;
 }
 
-int
-target_freeze(struct target *t, int64_t deadline, bool eintr)
+/* When they are stopped: where they stand, and what calls in them need. */
+static int
+prepare(struct target *t, int64_t deadline, bool eintr)
 {
-	int err = stop_all(t, deadline);
+	int err = proc_read_maps(t->proc, true, &t->maps);
 
-	/* Not before: it may have executed another program meanwhile. */
-	if (err == 0)
-		err = open_memory(t);
-	if (err == 0)
-		err = read_inner_tids(t);
-	if (err < 0)
-		return err;
-	qsort(t->threads, t->nthreads, sizeof(t->threads[0]), leader_first);
-	if (t->threads[0].tid != t->pid)
-		return leader_ended(t->pid);
-	err = proc_read_maps(t->proc, true, &t->maps);
 	if (err < 0)
 		return fail(-err, "pid %d: its mappings cannot be read: %s", t->pid, strerror(-err));
 	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
@@ -304,6 +292,50 @@ target_freeze(struct target *t, int64_t deadline, bool eintr)
 	if (proc_maps_find(&t->maps, 0xc000000000) != NULL)
 		t->restorer = 0;
 	return err == 0 ? fault(FAULT_frozen) : err;
+}
+
+int
+target_freeze(struct target *t, int64_t deadline, bool eintr)
+{
+	int err = stop_all(t, deadline);
+
+	/* Not before: it may have executed another program meanwhile. */
+	if (err == 0)
+		err = open_memory(t);
+	if (err == 0)
+		err = read_inner_tids(t);
+	if (err < 0)
+		return err;
+	qsort(t->threads, t->nthreads, sizeof(t->threads[0]), leader_first);
+	if (t->threads[0].tid != t->pid)
+		return leader_ended(t->pid);
+	return prepare(t, deadline, eintr);
+}
+
+int
+target_freeze_one(struct target *t, pid_t tid, int64_t deadline)
+{
+	struct tracee *th = ARRAY_ADD(t->threads, t->nthreads);
+	char path[32];
+	int err;
+
+	snprintf(path, sizeof(path), "task/%d", tid);
+	err = th == NULL ? -ENOMEM : faccessat(t->proc, path, F_OK, 0) < 0 ? -ESRCH
+	    : tracee_seize(th, t->pid, tid, PTRACE_O_TRACESYSGOOD);
+	if (err < 0 && th != NULL)
+		t->nthreads--;
+	if (err == -ESRCH)
+		return fail(ESRCH, "pid %d: has no thread %d", t->pid, tid);
+	if (err < 0)
+		return err == -EPERM ? not_permitted(t) : err;
+	err = tracee_wait_interrupt(th, deadline);
+	if (err == -ETIMEDOUT)
+		return cannot_stop(t, th);
+	if (err == 0)
+		err = open_memory(t);
+	if (err == 0)
+		err = read_inner_tids(t);
+	return err < 0 ? err : prepare(t, deadline, false);
 }
 
 int

@@ -8,13 +8,19 @@
 #include <sys/syscall.h>
 #include <time.h>
 
-#include "ckpt.h"
+#include "target.h"
 
 /* The calls that continue in this way: those that set a restart block. */
 static bool
 is_candidate(long nr)
 {
 	return nr == SYS_nanosleep || nr == SYS_clock_nanosleep || nr == SYS_poll || nr == SYS_futex;
+}
+
+bool
+replaces_restarted(const struct arch_call *call)
+{
+	return is_candidate(call->nr) && (call->nr != SYS_poll || (int)call->arg[2] != 0);
 }
 
 static bool
