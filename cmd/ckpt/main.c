@@ -12,14 +12,13 @@
 #include <sysexits.h>
 #include <unistd.h>
 
-#include <bsd/stdlib.h>
 
 #include "ckpt.h"
 #include "cpu.h"
 #include "fault.h"
-#include "kfeat.h"
 #include "io.h"
 #include "log.h"
+#include "options.h"
 #include "netlock.h"
 #include "record.h"
 #include "size.h"
@@ -46,22 +45,10 @@ interrupts_end(void)
 	too_late = true;
 }
 
-static void
-usage(void)
-{
-	fputs("usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S] [-x] [-e] [-z LEVEL] [-qv]\n"
-	      "       ckpt -p PID --check [--json]\n"
-	      "       ckpt --resume PID | --end PID | --list\n"
-	      "See ckpt(1).\n", stderr);
-	exit(EX_USAGE);
-}
-
-static void
-misused(const char *what)
-{
-	fail(EINVAL, "%s", what);
-	usage();
-}
+static const char usage[] =
+    "usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S] [-x] [-e] [-z LEVEL] [-qv]\n"
+    "       ckpt -p PID --check [--json]\n"
+    "       ckpt --resume PID | --end PID | --list\n";
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
 	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP };
@@ -80,25 +67,10 @@ static const struct option long_options[] = {
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
     {"external", required_argument, NULL, OPT_EXTERNAL},
     {"allow-loss", required_argument, NULL, OPT_LOSS}, {"tcp", required_argument, NULL, OPT_TCP},
-    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, {"fault", required_argument, NULL, 'F'},
-    {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
-    {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
+    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, OPTIONS_COMMON,
 };
 
 enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST };
-
-static int
-get_number(const char *text, int min, int max, const char *what)
-{
-	const char *bad;
-	int n = (int)strtonum(text, min, max, &bad);
-
-	if (bad != NULL) {
-		fail(EINVAL, "%s %s: %s", what, text, bad);
-		usage();
-	}
-	return n;
-}
 
 static enum embed
 get_embed(const char *text)
@@ -106,7 +78,7 @@ get_embed(const char *text)
 	if (text == NULL || strcmp(text, "mapped") == 0)
 		return EMBED_MAPPED;
 	if (strcmp(text, "all") != 0)
-		misused("--embed is mapped or all");
+		options_misused("--embed is mapped or all");
 	return EMBED_ALL;
 }
 
@@ -122,7 +94,7 @@ add_rule(struct ckpt_options *o, const char *text)
 	unsigned long long ino = 0;
 
 	if (rule == NULL)
-		misused("out of memory");
+		options_misused("out of memory");
 	rule->policy = -1;
 	for (int i = 0; i < (int)ARRAY_LEN(policies); i++)
 		if (strcmp(eq != NULL ? eq + 1 : text, policies[i]) == 0)
@@ -134,7 +106,7 @@ add_rule(struct ckpt_options *o, const char *text)
 	}
 	rule->ino = (ino_t)ino;
 	if (rule->policy < 0 || (eq != NULL && ino == 0))
-		misused("--external is pipe:ID=POLICY, socket:ID=POLICY, or POLICY; one of inherit, drop, reopen");
+		options_misused("--external is pipe:ID=POLICY, socket:ID=POLICY, or POLICY; one of inherit, drop, reopen");
 }
 
 static enum action
@@ -146,12 +118,12 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_TAIL:
 		if (!size_parse(optarg, &o->tail) || o->tail > UINT32_MAX / 2)
-			misused("--tail is a size below 2G, such as 4M");
+			options_misused("--tail is a size below 2G, such as 4M");
 		break;
 	case OPT_TIMED:
 		o->eintr = strcmp(optarg, "eintr") == 0;
 		if (!o->eintr && strcmp(optarg, "again") != 0)
-			misused("--timed-syscalls is again or eintr");
+			options_misused("--timed-syscalls is again or eintr");
 		break;
 	case OPT_CHECK:
 		o->check = true;
@@ -160,11 +132,11 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		o->lose_seccomp |= strcmp(optarg, "seccomp") == 0;
 		o->lose_namespaces |= strcmp(optarg, "namespaces") == 0;
 		if (strcmp(optarg, "seccomp") != 0 && strcmp(optarg, "namespaces") != 0)
-			misused("--allow-loss is seccomp or namespaces");
+			options_misused("--allow-loss is seccomp or namespaces");
 		break;
 	case OPT_TCP:
 		if (strcmp(optarg, "close") != 0)
-			misused("--tcp is close");
+			options_misused("--tcp is close");
 		o->tcp_reset = true;
 		break;
 	case OPT_EXTERNAL:
@@ -177,24 +149,24 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		o->json = true;
 		break;
 	case OPT_STATUS:
-		o->status_fd = get_number(optarg, 0, INT_MAX, "--status-fd");
+		o->status_fd = options_number(optarg, 0, INT_MAX, "--status-fd");
 		break;
 	case OPT_TIMEOUT:
-		o->stop_timeout_ms = 1000LL * get_number(optarg, 0, 86400, "--stop-timeout");
+		o->stop_timeout_ms = 1000LL * options_number(optarg, 0, 86400, "--stop-timeout");
 		break;
 	case OPT_EMBED:
 		o->embed = get_embed(optarg);
 		break;
 	case OPT_RESUME:
-		o->pid = get_number(optarg, 1, INT_MAX, "--resume");
+		o->pid = options_number(optarg, 1, INT_MAX, "--resume");
 		return DO_RESUME;
 	case OPT_END:
-		o->pid = get_number(optarg, 1, INT_MAX, "--end");
+		o->pid = options_number(optarg, 1, INT_MAX, "--end");
 		return DO_END;
 	case OPT_LIST:
 		return DO_LIST;
 	default:
-		usage();
+		options_common(opt, optarg);
 	}
 	return action;
 }
@@ -203,7 +175,7 @@ static void
 set_after(struct ckpt_options *o, enum after after)
 {
 	if (o->after != AFTER_MOVE && o->after != after)
-		misused("only one of -c, -k and -S");
+		options_misused("only one of -c, -k and -S");
 	o->after = after;
 }
 
@@ -211,12 +183,12 @@ static enum action
 get_options(int argc, char **argv, struct ckpt_options *o)
 {
 	enum action action = DO_CKPT;
-	int opt, level = 0;
+	int opt;
 
 	while ((opt = getopt_long(argc, argv, "p:o:ckSxez:F:qvV", long_options, NULL)) != -1) {
 		switch (opt) {
 		case 'p':
-			o->pid = get_number(optarg, 1, INT_MAX, "-p");
+			o->pid = options_number(optarg, 1, INT_MAX, "-p");
 			break;
 		case 'o':
 			o->output = strcmp(optarg, "-") == 0 ? NULL : optarg;
@@ -237,28 +209,15 @@ get_options(int argc, char **argv, struct ckpt_options *o)
 			o->embed = EMBED_MAPPED;
 			break;
 		case 'z':
-			o->level = get_number(optarg, 0, 19, "-z");
+			o->level = options_number(optarg, 0, 19, "-z");
 			break;
-		case 'F':
-			if (fault_arm(optarg) < 0)
-				misused("-F: no such fault site");
-			break;
-		case 'q':
-			level = LOG_QUIET;
-			break;
-		case 'v':
-			level++;
-			break;
-		case 'V':
-			puts("ckpt (pms) " PMS_VERSION);
-			exit(0);
 		default:
 			action = get_long_option(o, opt, action);
 		}
 	}
-	log_init("ckpt", level);
+	options_end();
 	if (optind < argc)
-		misused("arguments are options only");
+		options_misused("arguments are options only");
 	return action;
 }
 
@@ -266,15 +225,15 @@ static void
 check_options(const struct ckpt_options *o)
 {
 	if (o->pid == 0)
-		misused("-p PID says which process");
+		options_misused("-p PID says which process");
 	if (o->output != NULL && o->to != NULL)
-		misused("-o and --to exclude each other");
+		options_misused("-o and --to exclude each other");
 	if (o->executable && o->output == NULL)
-		misused("-x goes with -o FILE");
+		options_misused("-x goes with -o FILE");
 	if (o->to != NULL && (o->after == AFTER_KILL || o->after == AFTER_PARK))
-		misused("--to waits for the other side; -k and -S do not go with it");
+		options_misused("--to waits for the other side; -k and -S do not go with it");
 	if (o->json && !o->check)
-		misused("--json goes with --check");
+		options_misused("--json goes with --check");
 }
 
 static void
@@ -282,23 +241,12 @@ prepare(void)
 {
 	static const int ending[] = {SIGINT, SIGTERM, SIGHUP};
 	struct sigaction sa = {.sa_handler = on_signal}, old;
-	const char *bad;
-	sigset_t chld;
 
-	/* Waiting for tracees is sigtimedwait(): tracee.c. */
-	sigemptyset(&chld);
-	sigaddset(&chld, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &chld, NULL);
-	signal(SIGPIPE, SIG_IGN);
 	/* What nohup(1) ignores stays ignored. */
 	for (size_t i = 0; i < ARRAY_LEN(ending); i++)
 		if (sigaction(ending[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
 			sigaction(ending[i], &sa, NULL);
 	io_set_interrupt(interrupted);
-	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
-		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
-		exit(EX_USAGE);
-	}
 }
 
 static int
@@ -490,7 +438,7 @@ main(int argc, char **argv)
 	int err, status;
 
 	io_keep_stdio();
-	log_init("ckpt", LOG_NORMAL);
+	options_begin("ckpt", usage);
 	action = get_options(argc, argv, &c.opt);
 	prepare();
 	if (action == DO_CKPT) {

@@ -4,9 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,32 +13,18 @@
 #include <sysexits.h>
 #include <unistd.h>
 
-#include <bsd/stdlib.h>
 
 #include "elf_file.h"
-#include "fault.h"
 #include "front.h"
 #include "io.h"
-#include "kfeat.h"
 #include "log.h"
+#include "options.h"
 #include "netlock.h"
 #include "record.h"
 
-static void
-usage(void)
-{
-	fputs("usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--map OLD=NEW]\n"
-	      "               [--chdir DIR] [--check] [--hold SECONDS] [-qv] [FILE | -]\n"
-	      "See restart(1).\n", stderr);
-	exit(EX_USAGE);
-}
-
-static void
-misused(const char *what)
-{
-	fail(EINVAL, "%s", what);
-	usage();
-}
+static const char usage[] =
+    "usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--map OLD=NEW]\n"
+    "               [--chdir DIR] [--check] [--hold SECONDS] [-qv] [FILE | -]\n";
 
 enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
 	OPT_WITHOUT_END, OPT_TCP };
@@ -51,23 +35,8 @@ static const struct option long_options[] = {
     {"chdir", required_argument, NULL, OPT_CHDIR}, {"check", no_argument, NULL, OPT_CHECK},
     {"hold", required_argument, NULL, OPT_HOLD}, {"status-fd", required_argument, NULL, OPT_STATUS},
     {"cpu", required_argument, NULL, OPT_CPU}, {"tcp", required_argument, NULL, OPT_TCP},
-    {"without-end", no_argument, NULL, OPT_WITHOUT_END}, {"fault", required_argument, NULL, 'F'},
-    {"quiet", no_argument, NULL, 'q'}, {"verbose", no_argument, NULL, 'v'},
-    {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
+    {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
 };
-
-static int
-get_number(const char *text, int min, int max, const char *what)
-{
-	const char *bad;
-	int n = (int)strtonum(text, min, max, &bad);
-
-	if (bad != NULL) {
-		fail(EINVAL, "%s %s: %s", what, text, bad);
-		usage();
-	}
-	return n;
-}
 
 static void
 add_inherit(struct restart_options *o, char *text)
@@ -76,12 +45,12 @@ add_inherit(struct restart_options *o, char *text)
 	struct inherit *in = ARRAY_ADD(o->inherits, o->ninherits);
 
 	if (eq == NULL || in == NULL)
-		misused("--inherit is IMAGE_FD=FD, such as 7=3");
+		options_misused("--inherit is IMAGE_FD=FD, such as 7=3");
 	*eq = '\0';
-	in->image_fd = get_number(text, 0, INT_MAX, "--inherit");
-	in->fd = get_number(eq + 1, 0, INT_MAX, "--inherit");
+	in->image_fd = options_number(text, 0, INT_MAX, "--inherit");
+	in->fd = options_number(eq + 1, 0, INT_MAX, "--inherit");
 	if (fcntl(in->fd, F_GETFD) < 0)
-		misused("--inherit: that FD is not open");
+		options_misused("--inherit: that FD is not open");
 }
 
 static void
@@ -91,7 +60,7 @@ add_map(struct restart_options *o, char *text)
 	struct path_map *map = ARRAY_ADD(o->maps, o->nmaps);
 
 	if (eq == NULL || map == NULL || text[0] != '/' || eq[1] != '/')
-		misused("--map is OLD=NEW, both absolute, such as /home/a=/scratch/a");
+		options_misused("--map is OLD=NEW, both absolute, such as /home/a=/scratch/a");
 	*eq = '\0';
 	map->from = text;
 	map->to = eq + 1;
@@ -108,7 +77,7 @@ get_mode(const char *text)
 	for (int mode = PID_SAME; mode <= PID_NEW; mode++)
 		if (strcmp(text, names[mode]) == 0)
 			return (enum pid_mode)mode;
-	misused("--pid is same, ns or new");
+	options_misused("--pid is same, ns or new");
 	return PID_AUTO;
 }
 
@@ -132,26 +101,26 @@ get_long_option(struct restart_options *o, int opt)
 		o->check = true;
 		break;
 	case OPT_HOLD:
-		o->hold_ms = 1000LL * get_number(optarg, 0, INT_MAX, "--hold");
+		o->hold_ms = 1000LL * options_number(optarg, 0, INT_MAX, "--hold");
 		break;
 	case OPT_STATUS:
-		o->status_fd = get_number(optarg, 0, INT_MAX, "--status-fd");
+		o->status_fd = options_number(optarg, 0, INT_MAX, "--status-fd");
 		break;
 	case OPT_CPU:
 		if (strcmp(optarg, "force") != 0)
-			misused("--cpu is force");
+			options_misused("--cpu is force");
 		o->cpu_force = true;
 		break;
 	case OPT_TCP:
 		if (strcmp(optarg, "close") != 0)
-			misused("--tcp is close");
+			options_misused("--tcp is close");
 		o->tcp_reset = true;
 		break;
 	case OPT_WITHOUT_END:
 		o->without_end = true;
 		break;
 	default:
-		usage();
+		options_common(opt, optarg);
 	}
 }
 
@@ -174,34 +143,21 @@ image_behind_us(void)
 static void
 get_options(int argc, char **argv, struct restart_options *o)
 {
-	int opt, level = 0;
+	int opt;
 
 	while ((opt = getopt_long(argc, argv, "dF:qvV", long_options, NULL)) != -1) {
 		switch (opt) {
 		case 'd':
 			o->detach = true;
 			break;
-		case 'F':
-			if (fault_arm(optarg) < 0)
-				misused("-F: no such fault site");
-			break;
-		case 'q':
-			level = LOG_QUIET;
-			break;
-		case 'v':
-			level++;
-			break;
-		case 'V':
-			puts("restart (pms) " PMS_VERSION);
-			exit(0);
 		default:
 			get_long_option(o, opt);
 		}
 	}
-	log_init("restart", level);
+	options_end();
 	o->self = image_behind_us();
 	if (optind + (o->self ? 0 : 1) < argc)
-		misused(o->self ? "this program holds its image: it takes options only"
+		options_misused(o->self ? "this program holds its image: it takes options only"
 				: "at most one image");
 	if (optind < argc && strcmp(argv[optind], "-") != 0)
 		o->image = argv[optind];
@@ -253,21 +209,11 @@ static void
 prepare(void)
 {
 	struct rlimit limit;
-	const char *bad;
-	sigset_t chld;
 
-	sigemptyset(&chld);
-	sigaddset(&chld, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &chld, NULL);
-	signal(SIGPIPE, SIG_IGN);
 	/* Mapped and open files are all open here at once; the program gets its own limit back. */
 	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
 		limit.rlim_cur = limit.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &limit);
-	}
-	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
-		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
-		exit(EX_USAGE);
 	}
 }
 
@@ -405,7 +351,7 @@ main(int argc, char **argv)
 	int err;
 
 	io_keep_stdio();
-	log_init("restart", LOG_NORMAL);
+	options_begin("restart", usage);
 	get_options(argc, argv, &r.opt);
 	prepare();
 	err = load_open(&r);

@@ -3,21 +3,18 @@
  */
 #include <errno.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
 #include <unistd.h>
 
-#include <bsd/stdlib.h>
 #include <jansson.h>
 
-#include "fault.h"
 #include "io.h"
 #include "log.h"
+#include "options.h"
 #include "rexec.h"
 
 struct options {
@@ -26,72 +23,40 @@ struct options {
 	bool json;
 };
 
-static void
-usage(void)
-{
-	fputs("usage: rexec-sys call -p PID [-t TID] [-w SECONDS] [--json] NAME [ARG...]\n"
-	      "       rexec-sys call -p PID [-t TID] [-w SECONDS] [--json] - <SCRIPT\n"
-	      "See rexec-sys(1).\n", stderr);
-	exit(EX_USAGE);
-}
-
-static int
-get_number(const char *text, int min, int max, const char *what)
-{
-	const char *wrong;
-	int n = (int)strtonum(text, min, max, &wrong);
-
-	if (wrong != NULL) {
-		fail(EINVAL, "%s %s: %s", what, text, wrong);
-		usage();
-	}
-	return n;
-}
+static const char usage[] =
+    "usage: rexec-sys call -p PID [-t TID] [-w SECONDS] [--json] NAME [ARG...]\n"
+    "       rexec-sys call -p PID [-t TID] [-w SECONDS] [--json] - <SCRIPT\n";
 
 enum { OPT_JSON = 256 };
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"tid", required_argument, NULL, 't'}, {"wait", required_argument, NULL, 'w'},
-    {"json", no_argument, NULL, OPT_JSON}, {"fault", required_argument, NULL, 'F'}, {"quiet", no_argument, NULL, 'q'},
-    {"verbose", no_argument, NULL, 'v'}, {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0},
+    {"json", no_argument, NULL, OPT_JSON}, OPTIONS_COMMON,
 };
 
 static void
 get_options(int argc, char **argv, struct options *o)
 {
-	int opt, level = 0;
+	int opt;
 
 	while ((opt = getopt_long(argc, argv, "+p:t:w:F:qvV", long_options, NULL)) != -1) {
 		switch (opt) {
 		case 'p':
-			o->pid = get_number(optarg, 1, INT_MAX, "-p");
+			o->pid = options_number(optarg, 1, INT_MAX, "-p");
 			break;
 		case 't':
-			o->tid = get_number(optarg, 1, INT_MAX, "-t");
+			o->tid = options_number(optarg, 1, INT_MAX, "-t");
 			break;
 		case 'w':
-			o->block_ms = 1000LL * get_number(optarg, 1, INT_MAX / 1000, "-w");
+			o->block_ms = 1000LL * options_number(optarg, 1, INT_MAX / 1000, "-w");
 			break;
 		case OPT_JSON:
 			o->json = true;
 			break;
-		case 'F':
-			if (fault_arm(optarg) < 0)
-				usage();
-			break;
-		case 'q':
-			level = LOG_QUIET;
-			break;
-		case 'v':
-			level++;
-			break;
-		case 'V':
-			puts("rexec-sys (pms) " PMS_VERSION);
-			exit(0);
 		default:
-			usage();
+			options_common(opt, optarg);
 		}
 	}
-	log_init("rexec-sys", level);
+	options_end();
 }
 
 /* --- what came of it */
@@ -206,22 +171,17 @@ main(int argc, char **argv)
 {
 	struct options o = {.block_ms = 10000};
 	struct script_text script = {0};
-	sigset_t chld;
 	int err;
 
 	io_keep_stdio();
-	log_init("rexec-sys", LOG_NORMAL);
+	options_begin("rexec-sys", usage);
 	if (argc >= 2 && strcmp(argv[1], "call") == 0)
 		argc--, argv++;
 	else if (argc < 2 || argv[1][0] != '-')
-		usage();
+		options_misused(NULL);
 	get_options(argc, argv, &o);
 	if (o.pid == 0 || optind == argc)
-		usage();
-	sigemptyset(&chld);
-	sigaddset(&chld, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &chld, NULL); /* waiting for tracees is sigtimedwait(): tracee.c */
-	signal(SIGPIPE, SIG_IGN);
+		options_misused(NULL);
 	if (strcmp(argv[optind], "-") == 0 && optind + 1 == argc)
 		err = script_read(&script, STDIN_FILENO);
 	else
