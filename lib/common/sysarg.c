@@ -175,7 +175,7 @@ parse_bytes(const struct parsing *p, unsigned i)
 	err = read_bytes(p, i, false, &b);
 	if (err == 0 && known && want > b.len && want <= SYSARG_DATA_MAX) {
 		err = put_data(p->c, i, NULL, want);
-		if (err == 0)
+		if (err == 0 && b.len > 0)
 			memcpy(p->c->data.data + a->value, b.data, b.len);
 	} else if (err == 0) {
 		err = put_data(p->c, i, b.data, b.len);
