@@ -49,7 +49,7 @@ look(struct ckpt *c, struct member *who, const struct vma *v)
 
 	if (err < 0)
 		return fail(-err, "pid %d: ring of asynchronous I/O: %s", who->target.pid, strerror(-err));
-	if (ring.magic != AIO_RING_MAGIC || ring.nr != aio_entries((v->end - v->start) / PAGE_BYTES) ||
+	if (ring.magic != AIO_RING_MAGIC || (v->end - v->start) / PAGE_BYTES > AIO_PAGES_MAX || ring.nr != aio_entries((v->end - v->start) / PAGE_BYTES) ||
 	    ring.head >= ring.nr || ring.tail >= ring.nr)
 		return refuse(c, who, v, 69, NULL, "a ring of asynchronous I/O that is not as the kernel makes it");
 	a->nr = ring.nr, a->head = ring.head, a->tail = ring.tail;
@@ -66,12 +66,24 @@ look_again(struct ckpt *c, struct member *who, const struct vma *v)
 }
 
 static int
+tell(struct ckpt *c, const struct member *who, const struct vma *v)
+{
+	char name[96];
+
+	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", who->target.pid, (unsigned long long)v->start,
+	    (unsigned long long)v->end);
+	return report_add(&c->report, LOSS, 0, name, NULL, "a ring of asynchronous I/O: requests that take longer than %d ms, such as "
+	    "to wait for a file (IOCB_CMD_POLL), are lost", QUIET_MS);
+}
+
+static int
 read_events(struct ckpt *c, struct member *who, const struct vma *v)
 {
 	struct aio_ref *a = &who->task->aios[v->ref];
 	int err = 0;
 
-	(void)c;
+	if (a->nr == 0) /* refused */
+		return 0;
 	a->events.n = (a->tail + a->nr - a->head) % a->nr * AIO_EVENT_BYTES;
 	a->events.p = malloc(a->events.n + 1);
 	if (a->events.p == NULL)
@@ -79,7 +91,7 @@ read_events(struct ckpt *c, struct member *who, const struct vma *v)
 	for (uint64_t i = 0; i < a->events.n / AIO_EVENT_BYTES && err == 0; i++)
 		err = mem_read(who->target.mem, v->start + sizeof(struct aio_ring) + (a->head + i) % a->nr * AIO_EVENT_BYTES,
 		    a->events.p + i * AIO_EVENT_BYTES, AIO_EVENT_BYTES);
-	return err;
+	return err < 0 ? err : tell(c, who, v);
 }
 
 static int

@@ -70,6 +70,12 @@ dead(pid_t pid)
 	return pid == 0 || (kill(pid, 0) < 0 && errno == ESRCH);
 }
 
+static bool
+is_ours(const struct ckpt *c, pid_t pid)
+{
+	return tree_find(c, pid) != NULL || dead(pid);
+}
+
 /* Made since the first process began, by its user, and used by nobody who lives. */
 static bool
 left_behind(const struct ckpt *c, uid_t maker, time_t changed)
@@ -307,13 +313,47 @@ tell_undo(struct ckpt *c, const struct member *who)
 	    "has used that, cannot be read: a semaphore that it holds stays taken if it ends there");
 }
 
+/* Whoever else uses them keeps them: the new process has copies. */
+static int
+tell_others(struct ckpt *c)
+{
+	const struct objects *o = &c->model.objects;
+	char name[64];
+	int err = 0;
+
+	for (size_t i = 0; i < o->nsems && err == 0; i++)
+		for (size_t k = 0; k < o->sems[i].nvalues; k++) {
+			int pid = semctl((int)o->sems[i].id, (int)k, GETPID);
+
+			if (pid <= 0 || is_ours(c, pid))
+				continue;
+			snprintf(name, sizeof(name), "semaphores %d of System V", (int)o->sems[i].id);
+			err = report_add(&c->report, LOSS, 0, name, NULL, "pid %d, which is outside, uses them too: it keeps them, "
+			    "and the new process has a copy", pid);
+			break;
+		}
+	for (size_t i = 0; i < o->nmsgqs && err == 0; i++) {
+		struct msqid_ds q;
+
+		if (msgctl((int)o->msgqs[i].id, IPC_STAT, &q) < 0 || (is_ours(c, q.msg_lspid) && is_ours(c, q.msg_lrpid)))
+			continue;
+		snprintf(name, sizeof(name), "message queue %d of System V", (int)o->msgqs[i].id);
+		err = report_add(&c->report, LOSS, 0, name, NULL, "pid %d, which is outside, uses it too: it keeps it, and the new "
+		    "process has a copy", is_ours(c, q.msg_lspid) ? q.msg_lrpid : q.msg_lspid);
+	}
+	return err;
+}
+
 int
 collect_ipc(struct ckpt *c)
 {
 	struct ipc ipc = {c, &c->model.objects, false};
 	int err;
+	bool here = proc_same_ns(c->members[0]->target.proc, "ipc");
 
-	err = proc_same_ns(c->members[0]->target.proc, "ipc") ? find_all(&ipc) : collect_there(c);
+	err = here ? find_all(&ipc) : collect_there(c);
+	if (err == 0 && here)
+		err = tell_others(c);
 	for (size_t i = 0; i < c->nmembers && err == 0 && c->model.objects.nsems > 0; i++)
 		if (!c->members[i]->zombie)
 			err = tell_undo(c, c->members[i]);
@@ -321,6 +361,22 @@ collect_ipc(struct ckpt *c)
 }
 
 /* --- the originals have ended */
+
+/* Nobody else was the last to use one of them, or waits for it. */
+static bool
+semaphores_are_ours(const struct ckpt *c, const struct sem_ref *sem)
+{
+	bool used = false;
+
+	for (size_t k = 0; k < sem->nvalues; k++) {
+		int id = (int)sem->id, pid = semctl(id, (int)k, GETPID);
+
+		if (pid < 0 || !is_ours(c, pid) || semctl(id, (int)k, GETNCNT) > 0 || semctl(id, (int)k, GETZCNT) > 0)
+			return false;
+		used |= pid > 0;
+	}
+	return used;
+}
 
 void
 leave_ipc(const struct ckpt *c)
@@ -334,13 +390,10 @@ leave_ipc(const struct ckpt *c)
 		    tree_find(c, ds.shm_cpid) != NULL)
 			shmctl((int)o->shms[i].id, IPC_RMID, NULL);
 	for (size_t i = 0; i < o->nsems; i++)
-		for (size_t k = 0; k < o->sems[i].nvalues; k++)
-			if (tree_find(c, semctl((int)o->sems[i].id, (int)k, GETPID)) != NULL) {
-				semctl((int)o->sems[i].id, 0, IPC_RMID);
-				break;
-			}
+		if (semaphores_are_ours(c, &o->sems[i]))
+			semctl((int)o->sems[i].id, 0, IPC_RMID);
 	for (size_t i = 0; i < o->nmsgqs; i++)
-		if (msgctl((int)o->msgqs[i].id, IPC_STAT, &q) == 0 &&
-		    (tree_find(c, q.msg_lspid) != NULL || tree_find(c, q.msg_lrpid) != NULL))
+		if (msgctl((int)o->msgqs[i].id, IPC_STAT, &q) == 0 && is_ours(c, q.msg_lspid) &&
+		    tree_find(c, q.msg_lrpid) != NULL)
 			msgctl((int)o->msgqs[i].id, IPC_RMID, NULL);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -22,14 +23,29 @@ object_name(const struct member *who, char name[64])
 	return name;
 }
 
+static bool
+same_ns(const struct member *a, const struct member *b, const char *kind)
+{
+	char path[16];
+	struct stat x, y;
+
+	snprintf(path, sizeof(path), "ns/%s", kind);
+	return fstatat(a->target.proc, path, &x, 0) < 0 || fstatat(b->target.proc, path, &y, 0) < 0 ||
+	    (x.st_ino == y.st_ino && x.st_dev == y.st_dev);
+}
+
 /* Namespaces that restart does not make: it would run in those that are there. */
 static int
 check_namespaces(struct ckpt *c, struct member *who)
 {
-	static const char *const kinds_of[] = {"net", "uts", "cgroup"};
+	static const char *const kinds_of[] = {"net", "uts", "cgroup"}, *const own[] = {"ipc", "mnt", "pid"};
 	char name[64];
 	int err = 0;
 
+	for (size_t i = 0; i < ARRAY_LEN(own) && err == 0; i++)
+		if (!same_ns(who, c->members[0], own[i]))
+			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+			    "it lives in another %s namespace than the first process", own[i]);
 	for (size_t i = 0; i < ARRAY_LEN(kinds_of) && err == 0; i++)
 		if (!proc_same_ns(who->target.proc, kinds_of[i]))
 			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
@@ -107,6 +123,24 @@ check_sharing(struct ckpt *c, struct member *who)
 	return err;
 }
 
+/* A thread may have a table of files or a directory of its own (unshare(2)). */
+static int
+check_threads(struct ckpt *c, struct member *who)
+{
+	const struct target *t = &who->target;
+	char name[64];
+
+	for (size_t i = 1; i < t->nthreads && kfeat(KFEAT_kcmp); i++) {
+		bool files = syscall(SYS_kcmp, t->pid, t->threads[i].tid, KCMP_FILES, 0, 0) > 0;
+
+		snprintf(name, sizeof(name), "pid %d: thread %d", t->pid, t->threads[i].tid);
+		if (files || syscall(SYS_kcmp, t->pid, t->threads[i].tid, KCMP_FS, 0, 0) > 0)
+			return report_add(&c->report, OBSTACLE, 69, name, NULL, "it has %s of its own (unshare(2))",
+			    files ? "open files" : "a working directory");
+	}
+	return 0;
+}
+
 int
 collect_obstacles(struct ckpt *c, struct member *who)
 {
@@ -114,6 +148,8 @@ collect_obstacles(struct ckpt *c, struct member *who)
 
 	if (err == 0 && !c->opt.lose_namespaces)
 		err = check_namespaces(c, who);
+	if (err == 0)
+		err = check_threads(c, who);
 	return err < 0 ? err : check_sharing(c, who);
 }
 
@@ -132,6 +168,18 @@ collect_sessions(struct ckpt *c)
 			    "end it, or the leader of its session",
 			    "its session %lld cannot be made again: the leader is neither its ancestor nor a brother before it",
 			    (long long)birth[i]);
+	for (size_t i = 1; i < c->nmembers && err == 0; i++) {
+		const struct member *who = c->members[i];
+		size_t p = 0;
+
+		while (c->members[p] != who->parent)
+			p++;
+		/* Born by somebody else than its parent it would share with that one. */
+		if ((who->task->shares_files || who->task->shares_fs) && birth[i] != ANY_SESSION && birth[i] != birth[p] &&
+		    birth[i] != who->parent->task->sid)
+			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+			    "it shares files or directory with a parent of another session");
+	}
 	free(birth);
 	return err;
 }

@@ -4,6 +4,7 @@
  */
 #include <dirent.h>
 #include <errno.h>
+#include <poll.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -303,6 +304,24 @@ park_end(struct ckpt *c, pid_t pid)
 	return err < 0 ? err : tree_end(c);
 }
 
+/* Its state, or 0; printed if it is parked. */
+static char
+list_one(pid_t pid)
+{
+	int proc = proc_open(pid);
+	struct proc_status st;
+	char state = '\0';
+
+	if (proc >= 0 && proc_read_status(proc, &st) == 0) {
+		state = st.state;
+		if ((state == 'T' || state == 't') && is_parked(pid))
+			printf("%d\t%s\n", pid, st.name);
+		proc_status_fini(&st);
+	}
+	close_fd(&proc);
+	return state;
+}
+
 int
 park_list(void)
 {
@@ -313,17 +332,10 @@ park_list(void)
 		return fail_errno("/proc");
 	while ((e = readdir(dir)) != NULL) {
 		pid_t pid = (pid_t)atoi(e->d_name);
-		struct proc_status st;
-		int proc = pid > 0 ? proc_open(pid) : -1;
 
-		if (proc < 0)
-			continue;
-		if (proc_read_status(proc, &st) == 0) {
-			if ((st.state == 'T' || st.state == 't') && is_parked(pid))
-				printf("%d\t%s\n", pid, st.name);
-			proc_status_fini(&st);
-		}
-		close(proc);
+		/* Something may have continued it, and it is about to stop again. */
+		for (int tries = 0; pid > 0 && list_one(pid) == 'R' && tries < 20; tries++)
+			poll(NULL, 0, 1);
 	}
 	closedir(dir);
 	return 0;

@@ -137,6 +137,10 @@ collect_seccomp(struct ckpt *c, struct member *who)
 	if (err < 0 || !sandboxed)
 		return err;
 	snprintf(name, sizeof(name), "pid %d", who->target.pid);
+	/* Parked it would be under them again, and so would what lets it go on. */
+	if (c->opt.after == AFTER_PARK)
+		return report_add(&c->report, OBSTACLE, 69, name, "move it, or make a copy (-c)",
+		    "it has seccomp filters, which might end it for being parked");
 	if (target_suspend_seccomp(&who->target) < 0)
 		return report_add(&c->report, OBSTACLE, 77, name,
 		    "run ckpt as root (CAP_SYS_ADMIN) outside of containers, or start it without its sandbox",

@@ -12,6 +12,7 @@
 #include "fault.h"
 #include "io.h"
 #include "log.h"
+#include "netlock.h"
 
 struct member *
 tree_find(const struct ckpt *c, pid_t pid)
@@ -227,6 +228,8 @@ tree_set_exitkill(struct ckpt *c, bool on)
 
 	for (size_t i = 0; i < c->nmembers && (err == 0 || !on); i++)
 		err = target_set_exitkill(&c->members[i]->target, on);
+	if (err == 0 || !on)
+		err = netlock_decide(c->shared.netlock, on);
 	return err == 0 && on ? fault(FAULT_before_end) : err;
 }
 

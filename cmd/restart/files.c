@@ -351,12 +351,6 @@ files_late(struct restart *r)
 	const struct objects *o = &r->model.objects;
 	int err = kind_in_order(o, late_one, r);
 
-	/* All are in their places: what comes now is answered by the right one. */
-	if (err == 0) {
-		netlock_end(r->netlock, NETLOCK_RELEASE);
-		r->netlock = NULL;
-		err = kind_in_order(o, go_on_one, r);
-	}
 	ipc_late(r);
 	/* Seals forbid what was needed until now. */
 	for (size_t i = 0; i < o->nfiles && err == 0; i++) {
@@ -369,6 +363,15 @@ files_late(struct restart *r)
 			note("%s: its seals cannot be had here: %s", f->path, strerror(errno));
 	}
 	return err;
+}
+
+/* Until now their end would have been silent. */
+int
+files_go_on(struct restart *r)
+{
+	netlock_end(r->netlock, NETLOCK_RELEASE);
+	r->netlock = NULL;
+	return kind_in_order(&r->model.objects, go_on_one, r);
 }
 
 static unsigned

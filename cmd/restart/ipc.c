@@ -133,11 +133,33 @@ make_queue(const struct restart *r, const struct msgq_ref *q)
 	return err;
 }
 
+/* The new namespace has the limits of the kernel, not of the host. */
+static void
+raise_limits(const struct objects *o)
+{
+	uint64_t longest = 0, most = 0;
+	char text[24];
+
+	for (size_t i = 0; i < o->nmsgqs; i++) {
+		most = max_u64(most, o->msgqs[i].limit);
+		for (size_t k = 0; k < o->msgqs[i].nmessages; k++)
+			longest = max_u64(longest, o->msgqs[i].messages[k].data.n);
+	}
+	snprintf(text, sizeof(text), "%" PRIu64, longest);
+	if (longest > 8192)
+		write_file(AT_FDCWD, "/proc/sys/kernel/msgmax", text);
+	snprintf(text, sizeof(text), "%" PRIu64, most);
+	if (most > 16384)
+		write_file(AT_FDCWD, "/proc/sys/kernel/msgmnb", text);
+}
+
 int
 ipc_make(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 	int err = 0;
+
+	raise_limits(o);
 
 	for (size_t i = 0; i < o->nshms && err == 0; i++)
 		if (o->shms[i].sysv)

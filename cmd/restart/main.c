@@ -192,6 +192,7 @@ exit_status(int err)
 	case EACCES:
 		return EX_NOPERM;
 	case EBUSY:
+	case EADDRINUSE:
 		return EX_TEMPFAIL;
 	case EINVAL:
 		return EX_USAGE;

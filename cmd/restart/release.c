@@ -347,6 +347,8 @@ release(struct restart *r)
 	for (size_t i = 0; i < n && err == 0; i++)
 		if (!r->model.tasks[i].zombie)
 			err = complete(r, &r->built[i]);
+	if (err == 0)
+		err = files_go_on(r);
 	if (err < 0)
 		return err;
 	for (size_t i = 0; i < n; i++) {

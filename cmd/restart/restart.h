@@ -129,6 +129,8 @@ char *files_directory(const struct restart *r, const struct task *t);
 void files_undo(struct restart *r);
 /* After END: what could not be had before. Returns 0, or a negative errno, logged. */
 int files_late(struct restart *r);
+/* When nothing can fail any more: connections to others go on. Returns 0, or a negative errno, logged. */
+int files_go_on(struct restart *r);
 /* It runs: what is kept for undoing is no longer needed. */
 void files_keep(struct restart *r);
 

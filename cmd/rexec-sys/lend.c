@@ -38,6 +38,7 @@ lend_begin(struct lender *l, pid_t pid, pid_t tid)
 	if (err == 0) {
 		l->thread = &l->target.threads[0];
 		l->thread->call_ms = l->block_ms;
+		l->thread->cancelled = l->cancelled;
 		err = target_borrow(&l->target, l->thread);
 	}
 	return err;

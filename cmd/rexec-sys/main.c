@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,32 @@
 #include "log.h"
 #include "options.h"
 #include "rexec.h"
+
+/* SIGINT and the like end it when the thread has what is its own. */
+static volatile sig_atomic_t ending;
+
+static void
+on_signal(int sig)
+{
+	ending = sig;
+}
+
+static bool
+cancelled(void)
+{
+	return ending != 0;
+}
+
+static void
+catch_signals(void)
+{
+	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction sa = {.sa_handler = on_signal}, old;
+
+	for (size_t i = 0; i < ARRAY_LEN(sigs); i++)
+		if (sigaction(sigs[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			sigaction(sigs[i], &sa, NULL);
+}
 
 struct options {
 	int pid, tid;
@@ -130,11 +157,11 @@ run_line(struct lender *l, const struct options *o, const struct line *line, int
 static int
 run_script(const struct options *o, const struct script_text *s)
 {
-	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = o->block_ms};
+	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = o->block_ms, .cancelled = cancelled};
 	int64_t *results = calloc(s->nlines + 1, sizeof(*results));
 	int err = results == NULL ? fail(ENOMEM, "out of memory") : lend_begin(&l, o->pid, o->tid != 0 ? o->tid : o->pid), ended;
 
-	for (size_t i = 0; i < s->nlines && err == 0; i++)
+	for (size_t i = 0; i < s->nlines && err == 0 && !cancelled(); i++)
 		err = run_line(&l, o, &s->lines[i], results, i);
 	ended = lend_end(&l);
 	free(results);
@@ -188,8 +215,13 @@ main(int argc, char **argv)
 		err = script_take(&script, argv + optind, (size_t)(argc - optind));
 	if (err == 0)
 		err = script_check(&script);
+	catch_signals();
 	if (err == 0)
 		err = run_script(&o, &script);
 	script_free(&script);
+	if (cancelled()) {
+		signal(ending, SIG_DFL);
+		raise(ending);
+	}
 	return exit_status(err);
 }

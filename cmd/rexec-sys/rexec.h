@@ -34,6 +34,7 @@ struct lender {
 	struct target target;
 	struct tracee *thread;
 	int64_t block_ms; /* how long a call may block */
+	bool (*cancelled)(void);
 };
 
 /* Stop the thread and prepare it for calls. Returns 0, or a negative errno, logged. */

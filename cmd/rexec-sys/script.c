@@ -12,6 +12,9 @@
 #include "log.h"
 #include "rexec.h"
 
+/* What isspace(3) takes, and a line can hold. */
+#define BLANKS " \t\r\f\v"
+
 void
 script_free(struct script_text *s)
 {
@@ -58,14 +61,15 @@ add_line(struct script_text *s, const char *p, unsigned number)
 	struct line *l;
 	int err = 0;
 
-	p += strspn(p, " \t");
+	p += strspn(p, BLANKS);
 	if (*p == '\0' || *p == '#')
 		return 0;
 	l = ARRAY_ADD(s->lines, s->nlines);
 	if (l == NULL)
 		return fail(ENOMEM, "out of memory");
 	*l = (struct line){.number = number, .may_fail = *p == '-'};
-	for (p += l->may_fail; *p != '\0' && err == 0; p += strspn(p, " \t\r")) {
+	p += l->may_fail;
+	for (p += strspn(p, BLANKS); *p != '\0' && err == 0; p += strspn(p, BLANKS)) {
 		const char *end = word_end(p);
 
 		err = add_word(l, p, (size_t)(end - p));

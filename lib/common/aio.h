@@ -8,7 +8,7 @@
 
 #define AIO_RING_MAGIC 0xa10a10a1
 #define AIO_EVENT_BYTES 32
-#define AIO_PAGES_MAX 4096 /* of one ring; /proc/sys/fs/aio-max-nr is 65536 by default */
+#define AIO_PAGES_MAX 1024 /* of one ring: as many events as aio-max-nr permits by default */
 
 /* Behind it nr times struct io_event of linux/aio_abi.h. */
 struct aio_ring {

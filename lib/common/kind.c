@@ -72,7 +72,73 @@ kind_shared_fini(struct kind_shared *shared)
 	for (size_t i = 0; i < shared->nfiles; i++)
 		close_fd(&shared->files[i].fd);
 	free(shared->files);
+	free(shared->outside);
 	*shared = (struct kind_shared){0};
+}
+
+static bool
+is_inside(const struct kind_save *s, pid_t pid)
+{
+	for (size_t i = 0; i < s->ntasks; i++)
+		if (s->tasks[i].pid == pid)
+			return true;
+	return pid <= 0 || pid == getpid();
+}
+
+static int
+list_sockets(struct kind_shared *shared, pid_t pid)
+{
+	int proc = proc_open(pid), *fds, err = 0;
+	size_t n = 0;
+
+	if (proc < 0 || proc_list(proc, "fd", &fds, &n) < 0) {
+		close_fd(&proc);
+		return 0; /* it has ended, or may not be looked at */
+	}
+	for (size_t i = 0; i < n && err == 0; i++) {
+		char path[32], *link = NULL;
+		unsigned long long ino;
+		ino_t *place;
+
+		snprintf(path, sizeof(path), "fd/%d", fds[i]);
+		if (read_link(proc, path, &link) == 0 && sscanf(link, "socket:[%llu]", &ino) == 1) {
+			place = ARRAY_ADD(shared->outside, shared->noutside);
+			err = place == NULL ? -ENOMEM : 0;
+			if (place != NULL)
+				*place = (ino_t)ino;
+		}
+		free(link);
+	}
+	free(fds);
+	close(proc);
+	return err;
+}
+
+static int
+by_ino(const void *a, const void *b)
+{
+	ino_t x = *(const ino_t *)a, y = *(const ino_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+bool
+kind_held_outside(const struct kind_save *s)
+{
+	struct kind_shared *shared = s->shared;
+	int *pids;
+	size_t n;
+
+	if (!shared->outside_known && proc_list(AT_FDCWD, "/proc", &pids, &n) == 0) {
+		for (size_t i = 0; i < n; i++)
+			if (!is_inside(s, pids[i]) && list_sockets(shared, pids[i]) < 0)
+				break;
+		free(pids);
+		qsort(shared->outside, shared->noutside, sizeof(*shared->outside), by_ino);
+		shared->outside_known = true;
+	}
+	return shared->noutside > 0 &&
+	    bsearch(&s->st.st_ino, shared->outside, shared->noutside, sizeof(*shared->outside), by_ino) != NULL;
 }
 
 int

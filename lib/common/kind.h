@@ -52,6 +52,9 @@ struct kind_shared {
 	struct unix_socket *sockets; /* every one of the network namespace; owned */
 	size_t nsockets;
 	bool sockets_known;
+	ino_t *outside; /* sockets that processes outside have: ascending; owned */
+	size_t noutside;
+	bool outside_known;
 	struct netlock *netlock; /* of connections to others; NULL: none yet; ended by the caller */
 	/* Index of the ofd that one of our own fds is, which is added where it is new; or a negative errno. */
 	int64_t (*ofd_of)(void *ctx, int fd);
@@ -184,6 +187,8 @@ const char *kind_inet_text(const struct bytes *address, char text[64]);
 /* Is the other end of this socket, or of our own fd for it, a process outside? */
 bool kind_unix_outside(const struct kind_save *s, int fd);
 bool kind_inet_outside(const struct kind_save *s, int fd);
+/* Has a process outside, that may be looked at, this very socket as well? */
+bool kind_held_outside(const struct kind_save *s);
 /* Is it a TCP connection to somebody outside of which --external says nothing? */
 bool kind_tcp_takes(const struct kind_save *s, int fd);
 

@@ -23,6 +23,7 @@
 enum { QUIET_MS = 50 };
 /* How often a ring may have been used; so many requests take some seconds. */
 #define TURNS_MOST (50U << 20)
+#define NO_SQARRAY (1U << 16) /* IORING_SETUP_NO_SQARRAY (6.6) */
 
 /* A ring that is mapped here. */
 struct ring {
@@ -54,12 +55,18 @@ unmap(struct ring *r)
 	r->rings = r->sqes = NULL;
 }
 
+static bool
+has_array(const struct ring *r)
+{
+	return (r->p.flags & NO_SQARRAY) == 0;
+}
+
 /* fd: of a ring like that of r->p, whose offsets are known. */
 static int
 map(struct ring *r, int fd)
 {
 	size_t cq = r->p.cq_off.cqes + r->p.cq_entries * sizeof(struct io_uring_cqe);
-	size_t sq = r->p.sq_off.array + r->p.sq_entries * sizeof(uint32_t);
+	size_t sq = has_array(r) ? r->p.sq_off.array + r->p.sq_entries * sizeof(uint32_t) : 0;
 	void *rings, *sqes;
 
 	r->rings_len = cq > sq ? cq : sq;
@@ -76,9 +83,9 @@ map(struct ring *r, int fd)
 
 /* A new one, which also tells where this kernel has what. Its fd, or a negative errno. */
 static int
-set_up(struct ring *r, uint64_t sq_entries, uint64_t cq_entries)
+set_up(struct ring *r, uint64_t sq_entries, uint64_t cq_entries, bool no_array)
 {
-	*r = (struct ring){.p = {.flags = IORING_SETUP_CQSIZE, .cq_entries = (uint32_t)cq_entries}};
+	*r = (struct ring){.p = {.flags = IORING_SETUP_CQSIZE | (no_array ? NO_SQARRAY : 0), .cq_entries = (uint32_t)cq_entries}};
 	r->fd = (int)syscall(SYS_io_uring_setup, (uint32_t)sq_entries, &r->p);
 	if (r->fd < 0)
 		return -errno;
@@ -126,22 +133,50 @@ equal_counters(const char *a, const char *b)
 	return same;
 }
 
+/* Waits that the kernel does not list, such as IORING_OP_TIMEOUT (or requests that were to tell nothing). */
+static bool
+missing(const char *text)
+{
+	uint64_t made, completed;
+
+	kind_fdinfo_number(text, "CachedSqHead:", 10, &made);
+	kind_fdinfo_number(text, "CachedCqTail:", 10, &completed);
+	return (int32_t)(uint32_t)(made - completed) > 0;
+}
+
 static int
 save_content(struct uring_ref *u, const struct ring *r)
 {
 	u->sq_head = *word(r, r->p.sq_off.head), u->sq_tail = *word(r, r->p.sq_off.tail);
 	u->cq_head = *word(r, r->p.cq_off.head), u->cq_tail = *word(r, r->p.cq_off.tail);
-	u->array_at = r->p.sq_off.array, u->cqes_at = r->p.cq_off.cqes;
+	u->array_at = has_array(r) ? r->p.sq_off.array : 0, u->cqes_at = r->p.cq_off.cqes;
 	u->array = (struct bytes){malloc(r->p.sq_entries * 4), r->p.sq_entries * 4};
 	u->cqes = (struct bytes){malloc(r->p.cq_entries * sizeof(struct io_uring_cqe)),
 	    r->p.cq_entries * sizeof(struct io_uring_cqe)};
 	u->sqes = (struct bytes){malloc(r->sqes_len), r->sqes_len};
 	if (u->array.p == NULL || u->cqes.p == NULL || u->sqes.p == NULL)
 		return -ENOMEM;
-	memcpy(u->array.p, r->rings + u->array_at, u->array.n);
+	if (has_array(r))
+		memcpy(u->array.p, r->rings + u->array_at, u->array.n);
+	else
+		memset(u->array.p, 0, u->array.n);
 	memcpy(u->cqes.p, r->rings + u->cqes_at, u->cqes.n);
 	memcpy(u->sqes.p, r->sqes, u->sqes.n);
 	return 0;
+}
+
+/*
+ * Nobody has ever written to it, though requests have been made: there is none (IORING_SETUP_NO_SQARRAY), which the kernel
+ * does not tell.
+ */
+static bool
+array_is_unused(const struct ring *r)
+{
+	bool unused = *word(r, r->p.sq_off.tail) > 1 && r->p.sq_entries > 1;
+
+	for (uint32_t i = 0; i < r->p.sq_entries && unused; i++)
+		unused = word(r, r->p.sq_off.array)[i] == 0;
+	return unused;
 }
 
 static int
@@ -152,8 +187,15 @@ read_ring(struct kind_save *s, struct uring_ref *u)
 
 	if (fd < 0)
 		return fd;
-	scratch = set_up(&r, u->sq_entries, u->cq_entries);
+	scratch = set_up(&r, u->sq_entries, u->cq_entries, false);
 	err = scratch < 0 ? scratch : map(&r, fd);
+	u->no_array = scratch >= 0 && (err < 0 || array_is_unused(&r));
+	if (u->no_array) { /* another layout, and less memory */
+		unmap(&r);
+		close_fd(&scratch);
+		scratch = set_up(&r, u->sq_entries, u->cq_entries, true);
+		err = scratch < 0 ? scratch : map(&r, fd);
+	}
 	if (err == 0 && (*word(&r, r.p.sq_off.ring_entries) != u->sq_entries ||
 			    *word(&r, r.p.cq_off.ring_entries) != u->cq_entries))
 		err = -EBADMSG;
@@ -196,6 +238,8 @@ save(struct kind_save *s, struct ofd *ofd)
 			err = refuse(s, 69, what);
 		else if (!equal_counters(text, later))
 			err = refuse(s, 75, "is at work");
+		else if (missing(later))
+			err = refuse(s, 69, "has made requests that have not been completed");
 		else
 			err = read_ring(s, u);
 		if (what == NULL && err == 0 && u->sq_head > TURNS_MOST)
@@ -216,7 +260,7 @@ static int
 turn(struct ring *r, uint32_t n, uint32_t told)
 {
 	uint32_t *sq_tail = word(r, r->p.sq_off.tail), *cq_head = word(r, r->p.cq_off.head);
-	uint32_t *cq_tail = word(r, r->p.cq_off.tail), *array = word(r, r->p.sq_off.array), mask = r->p.sq_entries - 1;
+	uint32_t *cq_tail = word(r, r->p.cq_off.tail), mask = r->p.sq_entries - 1;
 
 	for (uint32_t done = 0; done < n;) {
 		uint32_t batch = (uint32_t)min_u64(n - done, r->p.sq_entries);
@@ -228,7 +272,8 @@ turn(struct ring *r, uint32_t n, uint32_t told)
 			memset(sqe, 0, sizeof(*sqe));
 			sqe->opcode = IORING_OP_NOP;
 			sqe->flags = done + i < told ? 0 : IOSQE_CQE_SKIP_SUCCESS;
-			array[at] = at;
+			if (has_array(r))
+				word(r, r->p.sq_off.array)[at] = at;
 		}
 		__atomic_store_n(sq_tail, *sq_tail + batch, __ATOMIC_RELEASE);
 		if (syscall(SYS_io_uring_enter, r->fd, batch, 0, IORING_ENTER_GETEVENTS, NULL, 0) != (long)batch)
@@ -256,7 +301,8 @@ put_content(struct ring *r, const struct uring_ref *u)
 		memcpy(r->rings + u->cqes_at + ((*cq_tail - pending + i) & mask) * sizeof(struct io_uring_cqe),
 		    u->cqes.p + (((uint32_t)u->cq_head + i) & mask) * sizeof(struct io_uring_cqe), sizeof(struct io_uring_cqe));
 	*word(r, r->p.cq_off.head) = *cq_tail - pending;
-	memcpy(r->rings + u->array_at, u->array.p, u->array.n);
+	if (has_array(r))
+		memcpy(r->rings + u->array_at, u->array.p, u->array.n);
 	memcpy(r->sqes, u->sqes.p, u->sqes.n);
 	*word(r, r->p.sq_off.tail) = (uint32_t)u->sq_tail;
 	return 0;
@@ -267,12 +313,12 @@ load(const struct kind_load *l, const struct ofd *ofd)
 {
 	const struct uring_ref *u = &l->objects->urings[ofd->ref];
 	struct ring r = {.fd = -1};
-	int fd = set_up(&r, u->sq_entries, u->cq_entries), err;
+	int fd = set_up(&r, u->sq_entries, u->cq_entries, u->no_array), err;
 
 	if (fd < 0)
 		return fail(-fd, "fd %d: io_uring: %s%s", l->lowest, strerror(-fd),
 		    fd == -EPERM ? " (sysctl kernel.io_uring_disabled)" : "");
-	if (u->array_at != r.p.sq_off.array || u->cqes_at != r.p.cq_off.cqes) {
+	if ((has_array(&r) && u->array_at != r.p.sq_off.array) || u->cqes_at != r.p.cq_off.cqes) {
 		close(fd);
 		return fail(ENOTSUP, "fd %d: io_uring: this kernel lays it out in another way", l->lowest);
 	}

@@ -350,6 +350,7 @@ struct uring_ref {
 	uint64_t sq_entries, cq_entries;
 	uint64_t sq_head, sq_tail, cq_head, cq_tail;
 	uint64_t array_at, cqes_at; /* offsets in its memory */
+	bool no_array;  /* requests are taken in order */
 	struct bytes array, cqes, sqes;
 };
 

@@ -299,7 +299,7 @@ check_counts(const struct objects *o, const struct task *t, char why[128])
 {
 	if (o->nfiles > MODEL_LIST_MAX || o->nshms > MODEL_LIST_MAX || o->nofds > MODEL_LIST_MAX ||
 	    o->npipes > MODEL_LIST_MAX || o->nsockets > MODEL_LIST_MAX || o->nepolls > MODEL_LIST_MAX ||
-	    o->ninotifies > MODEL_LIST_MAX || o->nptys > MODEL_LIST_MAX || o->npidfds > MODEL_LIST_MAX || o->nsems > MODEL_LIST_MAX || o->nmsgqs > MODEL_LIST_MAX || o->ntcps > MODEL_LIST_MAX ||
+	    o->ninotifies > MODEL_LIST_MAX || o->nptys > MODEL_LIST_MAX || o->npidfds > MODEL_LIST_MAX || o->nsems > MODEL_LIST_MAX || o->nmsgqs > MODEL_LIST_MAX || o->ntcps > MODEL_LIST_MAX || o->nurings > MODEL_LIST_MAX || o->nfilters > MODEL_LIST_MAX ||
 	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
 	    t->nprctls > 64 || t->nitimers > 3 || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
 	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||

@@ -252,14 +252,17 @@ enum { URING_MOST = 32768 };
 static int
 check_urings(const struct objects *o, char why[128])
 {
+	uint64_t turns = 0;
+
 	for (size_t i = 0; i < o->nurings; i++) {
 		const struct uring_ref *u = &o->urings[i];
 		uint64_t sq = u->sq_entries, cq = u->cq_entries;
 
+		turns += u->sq_head;
 		if (sq == 0 || cq < sq || sq > URING_MOST || cq > 2 * URING_MOST || (sq & (sq - 1)) != 0 || (cq & (cq - 1)) != 0 ||
 		    ((u->sq_head | u->sq_tail | u->cq_head | u->cq_tail) >> 32) != 0 || (uint32_t)(u->sq_tail - u->sq_head) > sq ||
 		    (uint32_t)(u->cq_tail - u->cq_head) > cq || u->array.n != 4 * sq || u->cqes.n != 16 * cq ||
-		    u->sqes.n != 64 * sq || u->sq_head > 64U << 20)
+		    u->sqes.n != 64 * sq || turns > 64U << 20)
 			return model_bad(why, "objects.urings[%zu]: malformed", i);
 	}
 	return 0;

@@ -39,8 +39,11 @@ struct guard {
 	bool release;
 	char (*elements)[ELEMENT_MAX]; /* "held4 { ..." up to where the timeout goes */
 	size_t nelements;
-	int *sockets;
+	struct guarded {
+		int fd, reuse; /* SO_REUSEADDR, which the end of repair mode clears */
+	} *sockets;
 	size_t nsockets;
+	bool decided; /* the original ends: its sockets are to go in silence */
 	char output[OUTPUT_MAX]; /* of nft(8), what it says is wrong included */
 };
 
@@ -196,8 +199,25 @@ heal(struct guard *g)
 {
 	int off = -1; /* without a probe of the window */
 
+	for (size_t i = 0; i < g->nsockets; i++) {
+		const struct guarded *s = &g->sockets[i];
+
+		if (sock_option(s->fd, IPPROTO_TCP, TCP_REPAIR) != 1)
+			continue;
+		setsockopt(s->fd, IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off));
+		setsockopt(s->fd, SOL_SOCKET, SO_REUSEADDR, &s->reuse, sizeof(s->reuse));
+	}
+}
+
+/* The original ends with the one who has died: somebody else may have its connections, or will. */
+static void
+silence(struct guard *g)
+{
+	int on = 1;
+
 	for (size_t i = 0; i < g->nsockets; i++)
-		setsockopt(g->sockets[i], IPPROTO_TCP, TCP_REPAIR, &off, sizeof(off));
+		setsockopt(g->sockets[i].fd, IPPROTO_TCP, TCP_REPAIR, &on, sizeof(on));
+	renew(g, NETLOCK_KEPT_MS);
 }
 
 /* --- in the child: messages; the answer is empty or says what is wrong */
@@ -205,8 +225,13 @@ heal(struct guard *g)
 static const char *
 hold(struct guard *g, const char *element)
 {
-	char (*place)[ELEMENT_MAX] = ARRAY_ADD(g->elements, g->nelements);
+	char (*place)[ELEMENT_MAX];
 
+	/* Once, however many fds there are of it: in one transaction none can be deleted twice. */
+	for (size_t i = 0; i < g->nelements; i++)
+		if (strcmp(g->elements[i], element) == 0)
+			return "";
+	place = ARRAY_ADD(g->elements, g->nelements);
 	if (place == NULL)
 		return "out of memory";
 	strlcpy(*place, element, sizeof(*place));
@@ -223,20 +248,21 @@ commit(struct guard *g)
 	put_elements(g, &b, "add", g->held_ms);
 	done = run(g, &b);
 	buf_fini(&b);
-	return done ? "" : g->output;
+	return done ? "" : g->output[0] != '\0' ? g->output : "nft has failed";
 }
 
 static const char *
 guard_socket(struct guard *g, struct msghdr *m)
 {
 	struct cmsghdr *c = CMSG_FIRSTHDR(m);
-	int *place = ARRAY_ADD(g->sockets, g->nsockets);
+	struct guarded *place = ARRAY_ADD(g->sockets, g->nsockets);
 
 	if (place == NULL)
 		return "out of memory";
-	*place = -1;
+	place->fd = -1;
 	if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-		memcpy(place, CMSG_DATA(c), sizeof(*place));
+		memcpy(&place->fd, CMSG_DATA(c), sizeof(place->fd));
+	place->reuse = sock_option(place->fd, SOL_SOCKET, SO_REUSEADDR);
 	return "";
 }
 
@@ -258,6 +284,10 @@ serve(struct guard *g)
 	if (n < 0 && errno == EINTR)
 		return true;
 	if (n <= 0) { /* it has died */
+		if (g->decided) {
+			silence(g);
+			return false;
+		}
 		heal(g);
 		if (g->release)
 			release(g);
@@ -272,12 +302,14 @@ serve(struct guard *g)
 		answer = guard_socket(g, &m);
 	else if (text[0] == 'r')
 		release(g);
+	else if (text[0] == 'd')
+		g->decided = text[1] == '1';
 	else if (text[0] == 'k')
 		renew(g, NETLOCK_KEPT_MS);
 	send(g->commands, answer, strlen(answer) + 1, MSG_NOSIGNAL);
 	if (text[0] == 'c' && answer[0] == '\0')
 		each_other(g, sweep);
-	return text[0] == 'h' || text[0] == 'g' || text[0] == 'c';
+	return strchr("hgcd", text[0]) != NULL;
 }
 
 /* Of all that is open only this: a pipe must break when the one who writes to it dies. */
@@ -423,6 +455,16 @@ netlock_guard(struct netlock *lock, int socket)
 	c->cmsg_len = CMSG_LEN(sizeof(int));
 	memcpy(CMSG_DATA(c), &socket, sizeof(socket));
 	if (sendmsg(lock->guard, &m, MSG_NOSIGNAL) < 0)
+		return fail_errno("the guard of connections");
+	return get_answer(lock);
+}
+
+int
+netlock_decide(struct netlock *lock, bool decided)
+{
+	if (lock == NULL)
+		return 0;
+	if (send(lock->guard, decided ? "d1" : "d0", 2, MSG_NOSIGNAL) < 0)
 		return fail_errno("the guard of connections");
 	return get_answer(lock);
 }

@@ -32,6 +32,12 @@ int netlock_commit(struct netlock *lock);
 /* TCP_REPAIR of this socket is switched off if we die. Returns 0, or a negative errno, logged. */
 int netlock_guard(struct netlock *lock, int socket);
 
+/*
+ * From now on (or no longer) our death is the end of the original: its sockets are not healed then, but go in silence, and
+ * what is held back stays so. NULL is permitted. Returns 0, or a negative errno, logged: the guard has died.
+ */
+int netlock_decide(struct netlock *lock, bool decided);
+
 /* It goes on no longer than how says; the struct is freed. NULL is permitted. */
 void netlock_end(struct netlock *lock, enum netlock_end how);
 

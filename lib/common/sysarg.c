@@ -90,7 +90,7 @@ parse_value(const struct parsing *p, unsigned i, uint64_t *value)
 	}
 	set_of(a, set);
 	if (a->type_len > 2 && a->type[1] == ':')
-		good = flags_parse(set, text, value);
+		good = flags_parse(set, text, value) && (strcmp(set, "prctl") != 0 || flags_know(set, *value));
 	else if (is_type(a, "sig"))
 		good = signal_parse(text, value);
 	else if (is_type(a, "dfd") && strcmp(text, "AT_FDCWD") == 0)
@@ -167,13 +167,13 @@ parse_bytes(const struct parsing *p, unsigned i)
 	bool known = number_of(p, other_arg(a), &want);
 	int err;
 
-	if (strcmp(p->args[i], "_") == 0) {
-		if (!known || want > SYSARG_DATA_MAX)
-			return bad(p, i, "how much room is not said");
+	/* What the call is told must be there. */
+	if ((!known && (other_arg(a) < p->nargs || strcmp(p->args[i], "_") == 0)) || want > SYSARG_DATA_MAX)
+		return bad(p, i, "how many bytes is not said, or more than 16 MiB");
+	if (strcmp(p->args[i], "_") == 0)
 		return put_data(p->c, i, NULL, want);
-	}
 	err = read_bytes(p, i, false, &b);
-	if (err == 0 && known && want > b.len && want <= SYSARG_DATA_MAX) {
+	if (err == 0 && known && want > b.len) {
 		err = put_data(p->c, i, NULL, want);
 		if (err == 0 && b.len > 0)
 			memcpy(p->c->data.data + a->value, b.data, b.len);
@@ -237,22 +237,25 @@ is_address(const struct sysarg *a)
 static size_t
 count_given(const char *text)
 {
-	size_t n = 0;
+	size_t n = 1;
+	int depth = 0;
 
-	for (const char *s = text; text[0] == '[' && (s = strchr(s, '{')) != NULL; s++)
-		n++;
-	return text[0] == '[' ? n : 1;
+	for (const char *s = text; text[0] == '[' && *s != '\0'; s++) {
+		depth += (*s == '[' || *s == '{') - (*s == ']' || *s == '}');
+		n += *s == ',' && depth == 1;
+	}
+	return strcmp(text, "[]") == 0 ? 0 : n;
 }
 
 /* [{..}, {..}] or one. */
 static int
-parse_structs(const struct parsing *p, unsigned i, const char *name, size_t n, size_t size)
+parse_structs(const struct parsing *p, unsigned i, const char *name, size_t n, size_t size, size_t given)
 {
 	struct sysarg *a = &p->c->arg[i];
 	const char *s = p->args[i] + (p->args[i][0] == '[');
 	char one[1024];
 
-	for (size_t k = 0; k < a->len / size; k++) {
+	for (size_t k = 0; k < given; k++) {
 		size_t len = *s == '{' ? strcspn(s, "}") + 1 : strcspn(s, ",]");
 
 		if (len >= sizeof(one))
@@ -262,11 +265,11 @@ parse_structs(const struct parsing *p, unsigned i, const char *name, size_t n, s
 		if (one[0] == '\0' || !struct_parse(name, n, one, p->c->data.data + a->value + k * size))
 			return bad(p, i, "a struct is {1, 2} or {name=1}, with the names that are printed");
 		s += len;
-		s += strspn(s, ", ");
-		if (*s == '\0' || *s == ']')
-			break;
+		s += k + 1 < given ? strspn(s, ", ") : 0;
 	}
-	return 0;
+	if (p->args[i][0] == '[' && *s++ != ']')
+		return bad(p, i, "a list that does not end");
+	return *s == '\0' ? 0 : bad(p, i, "something stands behind it");
 }
 
 static int
@@ -274,7 +277,7 @@ parse_struct(const struct parsing *p, unsigned i)
 {
 	struct sysarg *a = &p->c->arg[i];
 	const char *name, *text = p->args[i];
-	size_t n = struct_name(a, &name), size, count = 1;
+	size_t n = struct_name(a, &name), size, count = 1, given = count_given(text);
 	uint64_t want;
 	int err;
 
@@ -283,13 +286,13 @@ parse_struct(const struct parsing *p, unsigned i)
 	if (is_address(a))
 		return put_data(p->c, i, NULL, 128); /* sockaddr_storage */
 	size = struct_size(name, n);
-	if (name[n] == '*' && strcmp(text, "_") == 0) {
+	if (name[n] == '*') {
 		if (!number_of(p, other_arg(a), &want) || want > SYSARG_DATA_MAX / size)
 			return bad(p, i, "how many is not said");
 		count = want;
-	} else if (name[n] == '*') {
-		count = count_given(text);
 	}
+	if (strcmp(text, "_") != 0 && given > count)
+		return bad(p, i, "more than the call is told");
 	if (text[0] == '@' || text[0] == '"') {
 		struct buf b = {0};
 
@@ -302,20 +305,20 @@ parse_struct(const struct parsing *p, unsigned i)
 		return err;
 	}
 	err = put_data(p->c, i, NULL, size * count);
-	return err < 0 || strcmp(text, "_") == 0 ? err : parse_structs(p, i, name, n, size);
+	return err < 0 || strcmp(text, "_") == 0 ? err : parse_structs(p, i, name, n, size, given);
 }
 
 static int
 parse_arg(const struct parsing *p, unsigned i)
 {
 	struct sysarg *a = &p->c->arg[i];
-	bool pointer = strchr("<>~wrBs", a->type[0]) != NULL && !is_type(a, "sig");
+	bool pointer = strchr("<>~wrRBs", a->type[0]) != NULL && !is_type(a, "sig");
 
 	if (pointer && strcmp(p->args[i], "NULL") == 0)
 		return 0;
 	if (is_type(a, "s"))
 		return parse_string(p, i);
-	if (pointer && strchr("wrB", a->type[0]) != NULL)
+	if (pointer && strchr("wrRB", a->type[0]) != NULL)
 		return parse_bytes(p, i);
 	if (pointer)
 		return parse_struct(p, i);
@@ -365,10 +368,11 @@ syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, 
 	int err = 0;
 
 	*c = (struct syscall_text){.nr = syscall_number(name)};
+	snprintf(why, 200, "%.80s: out of memory, or more than 16 MiB", name);
 	spec = syscall_arguments(c->nr);
 	if (spec == NULL || strcmp(spec, "?") == 0 || syscall_never_lent(c->nr)) {
 		snprintf(why, 200, spec == NULL ? "%.80s: no such system call" : syscall_never_lent(c->nr)
-		    ? "%.80s: would end or double the process" : "%.80s: its arguments cannot be given as text", name);
+		    ? "%.80s: would end, double or damage the process" : "%.80s: its arguments cannot be given as text", name);
 		return spec == NULL ? -EINVAL : -ENOTSUP;
 	}
 	for (; *spec != '\0' && c->nargs < 6; spec += strspn(spec, " ")) {
@@ -387,11 +391,16 @@ syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, 
 		if (err == 0)
 			err = parse_arg(&p, i);
 	}
-	for (size_t i = nargs; i < c->nargs && err == 0; i++)
-		if (is_type(&c->arg[i], "s") || strchr("wr", c->arg[i].type[0]) != NULL) {
+	for (size_t i = nargs; i < c->nargs && err == 0; i++) {
+		bool follows = c->arg[i].type[0] == '@'; /* from an argument that was given */
+
+		err = nargs >= 2 || !follows ? resolve(&p, (unsigned)i) : -EINVAL;
+		if (err == 0 && (is_type(&c->arg[i], "s") || strchr("wrRB", c->arg[i].type[0]) != NULL ||
+				    (follows && strchr("<>~", c->arg[i].type[0]) != NULL))) {
 			snprintf(why, 200, "%s: takes %u arguments, not %zu", name, c->nargs, nargs);
 			err = -EINVAL;
 		}
+	}
 	c->shown = (unsigned)nargs;
 	fill_lengths(c, nargs);
 	return err;
@@ -472,13 +481,13 @@ put_pointed(struct buf *out, const struct syscall_text *c, unsigned i, int64_t r
 	const struct sysarg *a = &c->arg[i];
 	const unsigned char *data = c->data.data + a->value;
 
-	if ((a->type[0] == '>' || a->type[0] == 'r' || a->type[0] == 'B') && result < 0)
+	if (strchr(">rRB", a->type[0]) != NULL && result < 0)
 		text_put(out, "_");
 	else if (a->type[0] == 's')
 		string_put(out, data, a->len - 1);
 	else if (a->type[0] == 'r')
 		string_put(out, data, (size_t)min_u64(a->len, (uint64_t)result - (c->nr == SYS_getcwd && result > 0)));
-	else if (a->type[0] == 'w')
+	else if (a->type[0] == 'w' || a->type[0] == 'R')
 		string_put(out, data, a->len);
 	else if (a->type[0] == 'B')
 		string_put(out, data, int_behind(c, other_arg(a), a->len));
@@ -504,7 +513,7 @@ syscall_text_put_arg(struct buf *out, const struct syscall_text *c, unsigned i, 
 		signal_put(out, a->value);
 	} else if (is_type(a, "dfd") && (int)a->value == AT_FDCWD) {
 		text_put(out, "AT_FDCWD");
-	} else if (a->value == 0 && strchr("p<>~wrBs", a->type[0]) != NULL) {
+	} else if (a->value == 0 && strchr("p<>~wrRBs", a->type[0]) != NULL) {
 		text_put(out, "NULL");
 	} else if (is_type(a, "o")) {
 		text_put(out, "%#llo", (unsigned long long)a->value);

@@ -111,6 +111,15 @@ flags_parse(const char *set, const char *text, uint64_t *value)
 	return good && text[0] != '\0';
 }
 
+bool
+flags_know(const char *set, uint64_t value)
+{
+	for (size_t i = 0; i < ARRAY_LEN(flags); i++)
+		if (strcmp(flags[i].set, set) == 0 && flags[i].value == value)
+			return true;
+	return false;
+}
+
 void
 flags_put(struct buf *out, const char *set, uint64_t value, bool one)
 {
@@ -138,7 +147,7 @@ flags_put(struct buf *out, const char *set, uint64_t value, bool one)
 	if (between[0] == '\0' && left == 0 && nothing != NULL)
 		text_put(out, "%s", nothing);
 	else if (left != 0 || between[0] == '\0')
-		text_put(out, left < 10 || one ? "%s%llu" : "%s%#llx", between, (unsigned long long)left);
+		text_put(out, left < 10 || one ? "%s%lld" : "%s%#llx", between, (unsigned long long)left);
 }
 
 bool
@@ -310,6 +319,15 @@ is_text(const struct member *m)
 	return m->type == 'c' || m->type == 'r';
 }
 
+/* As a number without a sign, or as a negative one. */
+static bool
+fits(uint64_t value, size_t size)
+{
+	unsigned bits = 8 * (unsigned)size;
+
+	return size == 8 || value >> bits == 0 || (int64_t)value >> (bits - 1) == -1;
+}
+
 /* text: up to a comma or the closing brace. */
 static const char *
 member_parse(const struct member *m, const char *text, unsigned char *data)
@@ -332,7 +350,7 @@ member_parse(const struct member *m, const char *text, unsigned char *data)
 	while (n > 0 && text[n - 1] == ' ')
 		n--;
 	snprintf(word, sizeof(word), "%.*s", (int)min_u64(n, sizeof(word) - 1), text);
-	if (!number_parse(word, &value))
+	if (!number_parse(word, &value) || !fits(value, m->size))
 		return NULL;
 	memcpy(data + m->offset, &value, m->size); /* little-endian */
 	return text + n;

@@ -9,6 +9,8 @@
 
 /* "O_WRONLY|O_CREAT" or a number, of this set ("open"). Returns false where a word is none of it. */
 bool flags_parse(const char *set, const char *text, uint64_t *value);
+/* Has the set this very value? */
+bool flags_know(const char *set, uint64_t value);
 /* The same the other way; what has no name as a number. one: a value, not a sum of flags. */
 void flags_put(struct buf *out, const char *set, uint64_t value, bool one);
 

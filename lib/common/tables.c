@@ -134,7 +134,7 @@ static RECORD(tcp, tcp_ref, tcp_fields);
 
 static const struct field uring_fields[] = {
     UINT(uring_ref, sq_entries), UINT(uring_ref, cq_entries), UINT(uring_ref, sq_head), UINT(uring_ref, sq_tail),
-    UINT(uring_ref, cq_head), UINT(uring_ref, cq_tail), UINT(uring_ref, array_at), UINT(uring_ref, cqes_at),
+    UINT(uring_ref, cq_head), UINT(uring_ref, cq_tail), UINT(uring_ref, array_at), UINT(uring_ref, cqes_at), BOOL(uring_ref, no_array),
     BYTES(uring_ref, array), BYTES(uring_ref, cqes), BYTES(uring_ref, sqes),
 };
 static RECORD(uring, uring_ref, uring_fields);

@@ -26,6 +26,7 @@ struct tracee {
 	int stop_signal;      /* the group-stop it was in when it was seized, or 0 */
 	struct arch_regs regs; /* at the stop, as the thread is to go on */
 	int64_t call_ms; /* a call that takes longer is interrupted: EINTR; 0: none may take long, it fails */
+	bool (*cancelled)(void); /* asked meanwhile, where call_ms is set: interrupt it now? Or NULL */
 	long restarted; /* the call that restart_syscall(2) goes on with, 0, or -1 if unknown */
 	uint64_t sigmask;
 	unsigned char *xstate; /* owned */

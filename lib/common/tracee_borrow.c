@@ -61,6 +61,18 @@ tracee_find_gadgets(int mem, const void *maps_, taddr *gadget, taddr *restorer)
 	free(text);
 }
 
+/* As long as the call may block, and nobody has enough of it. */
+static int
+wait_patiently(const struct tracee *t, int *status)
+{
+	int64_t end = now_ms() + t->call_ms, now;
+	int err = -ETIMEDOUT;
+
+	while (err == -ETIMEDOUT && (now = now_ms()) < end && (t->cancelled == NULL || !t->cancelled()))
+		err = tracee_wait(t->tid, now + 50 < end ? now + 50 : end, status);
+	return err;
+}
+
 /* Continue from one stop to the next syscall-stop, holding back what else may come. */
 static int
 to_syscall_stop(struct tracee *t)
@@ -70,7 +82,7 @@ to_syscall_stop(struct tracee *t)
 
 		if (ptrace(PTRACE_SYSCALL, t->tid, NULL, NULL) < 0)
 			return fail_errno("pid %d: ptrace", t->tid);
-		err = tracee_wait(t->tid, now_ms() + (t->call_ms > 0 ? t->call_ms : CALL_TIMEOUT_MS), &status);
+		err = t->call_ms > 0 ? wait_patiently(t, &status) : tracee_wait(t->tid, now_ms() + CALL_TIMEOUT_MS, &status);
 		/* It ends as for a signal: that it was stopped is told afterwards. */
 		if (err == -ETIMEDOUT && t->call_ms > 0 && ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) == 0)
 			err = tracee_wait(t->tid, now_ms() + CALL_TIMEOUT_MS, &status);

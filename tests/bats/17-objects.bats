@@ -42,6 +42,31 @@ load common
 	kill "$PID"
 	until_true 'gone "$PID"'
 }
+@test "System V: what others use too stays for them" {
+	cat >owner.pl <<'P'
+use IPC::SysV qw(IPC_CREAT IPC_RMID IPC_NOWAIT); $| = 1;
+my $key = 0x706d0000 + 2 * $$;
+my $s = semget($key, 2, IPC_CREAT | 0600); my $q = msgget($key, IPC_CREAT | 0600);
+semop($s, pack("s3", 0, 1, 0)); msgsnd($q, pack("l! a*", 1, "mine"), 0);
+print "key $key\n";
+until (-e "go") { select undef, undef, undef, 0.01 }
+print semop($s, pack("s3", 1, 1, 0)) ? "semaphores\n" : "no semaphores: $!\n";
+print msgrcv($q, my $m, 100, 0, IPC_NOWAIT) ? "queue\n" : "no queue: $!\n";
+semctl($s, 0, IPC_RMID, 0); msgctl($q, IPC_RMID, 0); print "end\n";
+P
+	OWNER=$(spawn owner-out perl owner.pl)
+	echo "$OWNER" >>pids
+	await owner-out key 20
+	start perl -e '$| = 1; my $s = semget($ARGV[0], 0, 0); my $q = msgget($ARGV[0], 0); semop($s, pack("s3", 1, 1, 0));
+		msgsnd($q, pack("l! a*", 2, "its"), 0); print "ready\n"; sleep 1000' "$(sed -n 's/^key //p' owner-out)"
+	await out ready 20
+	ckpt -k -p "$PID" -o image 2>told
+	grep -q "semaphores .* pid $OWNER, which is outside" told
+	: >go
+	await owner-out end 20
+	grep -qx semaphores owner-out
+	grep -qx queue owner-out
+}
 @test "asynchronous I/O: rings with events in them" { roundtrip aio; }
 @test "io_uring: idle, with completions in it" { roundtrip uring; }
 @test "pseudoterminals: settings, window, what is in them; controlling, with a foreground group" { roundtrip pty; }

@@ -355,3 +355,79 @@ P
 	done
 	finish_client
 }
+
+@test "an image whose connection is in use already is refused, and the connection goes on" {
+	need_right
+	start_server
+	start_client
+	ckpt -p "$PID" -o image
+	restart_as_new image
+	goes_on
+	run -75 restart -d --pid=ns image </dev/null
+	[[ $output == *"already"* ]]
+	none_held
+	goes_on
+	finish_client
+}
+
+@test "a socket that a process outside has as well is refused" {
+	need_right
+	cat >job.py <<'P'
+import os, socket, time
+s = socket.socket(); s.bind(("127.0.0.1", 0)); s.listen()
+c = socket.create_connection(s.getsockname())
+d, _ = s.accept()
+kid = os.fork()
+if kid == 0:
+    s.close(); d.close()
+    time.sleep(1000)
+c.send(b"one")
+print("kid", kid, flush=True)
+d.recv(3)
+while not os.path.exists("go"):
+    time.sleep(0.01)
+c.send(b"two")
+print("got", d.recv(3), flush=True)
+os.kill(kid, 9)
+P
+	start python3 job.py
+	await out kid 20
+	KID=$(sed -n 's/^kid //p' out)
+	echo "$KID" >>pids
+	run -69 ckpt -p "$KID" -k -o image
+	[[ $output == *"a process outside has as well"* ]]
+	none_held
+	: >go
+	await out "got b'two'" 20
+}
+
+@test "restart fails after END, but before it lets anything run: the connection can still be taken up" {
+	need_right
+	start_server
+	start_client
+	# Somebody else has taken a lock that the program had.
+	rexec-sys call -p "$PID" - <<-S >/dev/null
+		open $T/locked O_RDWR|O_CREAT 0600
+		flock \$1 LOCK_EX
+	S
+	ckpt -p "$PID" -o image
+	exec 7<locked
+	flock -n 7
+	run -75 restart -d image </dev/null
+	exec 7<&-
+	restart_as_new image
+	goes_on
+	none_held
+	finish_client
+}
+
+@test "ckpt dies after the decision: the original ends in silence, and its image takes the connection up" {
+	need_right
+	start_server
+	start_client
+	ckpt -q -p "$PID" -o image -F before_end:kill || :
+	until_true 'gone "$PID"'
+	restart_as_new image
+	goes_on
+	finish_client
+}

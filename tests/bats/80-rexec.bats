@@ -113,6 +113,20 @@ call() {
 	grep -qx "slept 0" out
 }
 
+@test "rexec-sys is interrupted in a call that blocks: the thread gets its own back first" {
+	start sleep 1000
+	rexec-sys call -w 100 -p "$PID" pause &
+	R=$!
+	until_true 'grep -q "TracerPid:.*[1-9]" /proc/'"$PID"'/status && grep -q "^34 " /proc/'"$PID"'/syscall'
+	kill -TERM "$R"
+	status=0
+	wait "$R" || status=$?
+	[ "$status" = 143 ]
+	until_true 'grep -q "TracerPid:.*0" /proc/'"$PID"'/status'
+	run ! grep -q "^34 " "/proc/$PID/syscall"
+	grep -q "^SigBlk:.0*$" "/proc/$PID/status"
+}
+
 @test "sockets and structs: addresses, options, polls, limits" {
 	cat >job.py <<'P'
 import socket, time

@@ -195,7 +195,7 @@ test_scripts(void)
 	ok(script_first_error(&s) == NULL, "a call that may fail");
 	script_fini(&s);
 	ok(strcmp(syscall_name(0), "read") == 0 && syscall_name(-1) == NULL && syscall_name(9999) == NULL &&
-		syscall_eintr_restarts(232) && !syscall_eintr_restarts(0), "names of calls");
+		syscall_eintr_restarts(232) && !syscall_eintr_restarts(3), "names of calls");
 }
 
 int
