@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,9 +32,7 @@ refuse(struct ckpt *c, const struct member *who, const struct vma *v, int status
 {
 	char name[96];
 
-	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", who->target.pid, (unsigned long long)v->start,
-	    (unsigned long long)v->end);
-	return report_add(&c->report, OBSTACLE, status, name, advice, "%s", what);
+	return report_add(&c->report, OBSTACLE, status, mapping_name(who, v->start, v->end, name), advice, "%s", what);
 }
 
 /* 1 where it has moved on since it was read last. */
@@ -70,9 +67,7 @@ tell(struct ckpt *c, const struct member *who, const struct vma *v)
 {
 	char name[96];
 
-	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", who->target.pid, (unsigned long long)v->start,
-	    (unsigned long long)v->end);
-	return report_add(&c->report, LOSS, 0, name, NULL, "a ring of asynchronous I/O: requests that take longer than %d ms, such as "
+	return report_add(&c->report, LOSS, 0, mapping_name(who, v->start, v->end, name), NULL, "a ring of asynchronous I/O: requests that take longer than %d ms, such as "
 	    "to wait for a file (IOCB_CMD_POLL), are lost", QUIET_MS);
 }
 

@@ -73,6 +73,7 @@ struct member {
 	unsigned char *vdso; /* code pages, as they are in the process, where no other has the same */
 	taddr park_page;     /* while it is being parked, else 0 */
 	bool zombie;         /* has ended, and its parent has not waited for it */
+	bool filtered;       /* one of its threads is under seccomp, perhaps for a whole container */
 };
 
 struct ckpt {
@@ -115,6 +116,9 @@ int tree_end(struct ckpt *c);
 uint64_t tree_memory(const struct ckpt *c);
 /* The member with this PID (as we see it), or NULL. */
 struct member *tree_find(const struct ckpt *c, pid_t pid);
+/* "pid 12", "pid 12: mapping 7f00-7f01": as reports call it. */
+char *member_name(const struct member *who, char name[64]);
+char *mapping_name(const struct member *who, taddr start, taddr end, char name[96]);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
 int collect_header(struct ckpt *c);
@@ -145,9 +149,9 @@ void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Which pages of a forked process are those of its parent. */
 int collect_inherited(struct member *who);
-/* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
 /* When all files are known: mappings that belong to one. */
 void space_refer(struct ckpt *c);
+/* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
 int64_t space_file(struct ckpt *c, struct member *who, const struct proc_map *m);
 void ckpt_fini(struct ckpt *c);
 

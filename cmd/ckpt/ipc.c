@@ -308,8 +308,7 @@ tell_undo(struct ckpt *c, const struct member *who)
 
 	if (!kfeat(KFEAT_kcmp) || syscall(SYS_kcmp, getpid(), who->target.pid, KCMP_SYSVSEM, 0, 0) <= 0)
 		return 0;
-	snprintf(name, sizeof(name), "pid %d", who->target.pid);
-	return report_add(&c->report, LOSS, 0, name, NULL, "what SEM_UNDO would give back if it ended now, if it "
+	return report_add(&c->report, LOSS, 0, member_name(who, name), NULL, "what SEM_UNDO would give back if it ended now, if it "
 	    "has used that, cannot be read: a semaphore that it holds stays taken if it ends there");
 }
 

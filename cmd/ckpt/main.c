@@ -12,14 +12,13 @@
 #include <sysexits.h>
 #include <unistd.h>
 
-
 #include "ckpt.h"
 #include "cpu.h"
 #include "fault.h"
 #include "io.h"
 #include "log.h"
-#include "options.h"
 #include "netlock.h"
+#include "options.h"
 #include "record.h"
 #include "size.h"
 
@@ -236,19 +235,6 @@ check_options(const struct ckpt_options *o)
 		options_misused("--json goes with --check");
 }
 
-static void
-prepare(void)
-{
-	static const int ending[] = {SIGINT, SIGTERM, SIGHUP};
-	struct sigaction sa = {.sa_handler = on_signal}, old;
-
-	/* What nohup(1) ignores stays ignored. */
-	for (size_t i = 0; i < ARRAY_LEN(ending); i++)
-		if (sigaction(ending[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-			sigaction(ending[i], &sa, NULL);
-	io_set_interrupt(interrupted);
-}
-
 static int
 exit_status(const struct ckpt *c, int err)
 {
@@ -440,7 +426,8 @@ main(int argc, char **argv)
 	io_keep_stdio();
 	options_begin("ckpt", usage);
 	action = get_options(argc, argv, &c.opt);
-	prepare();
+	options_catch(on_signal);
+	io_set_interrupt(interrupted);
 	if (action == DO_CKPT) {
 		check_options(&c.opt);
 		err = tree_open(&c, c.opt.pid);

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,24 +15,6 @@
 #include "log.h"
 #include "sessions.h"
 
-static char *
-object_name(const struct member *who, char name[64])
-{
-	snprintf(name, 64, "pid %d", who->target.pid);
-	return name;
-}
-
-static bool
-same_ns(const struct member *a, const struct member *b, const char *kind)
-{
-	char path[16];
-	struct stat x, y;
-
-	snprintf(path, sizeof(path), "ns/%s", kind);
-	return fstatat(a->target.proc, path, &x, 0) < 0 || fstatat(b->target.proc, path, &y, 0) < 0 ||
-	    (x.st_ino == y.st_ino && x.st_dev == y.st_dev);
-}
-
 /* Namespaces that restart does not make: it would run in those that are there. */
 static int
 check_namespaces(struct ckpt *c, struct member *who)
@@ -42,13 +23,13 @@ check_namespaces(struct ckpt *c, struct member *who)
 	char name[64];
 	int err = 0;
 
-	for (size_t i = 0; i < ARRAY_LEN(own) && err == 0; i++)
-		if (!same_ns(who, c->members[0], own[i]))
-			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+	for (size_t i = 0; who->parent != NULL && i < ARRAY_LEN(own) && err == 0; i++)
+		if (!proc_share_ns(who->target.proc, c->members[0]->target.proc, own[i]))
+			err = report_add(&c->report, OBSTACLE, 69, member_name(who, name), NULL,
 			    "it lives in another %s namespace than the first process", own[i]);
 	for (size_t i = 0; i < ARRAY_LEN(kinds_of) && err == 0; i++)
 		if (!proc_same_ns(who->target.proc, kinds_of[i]))
-			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+			err = report_add(&c->report, OBSTACLE, 69, member_name(who, name),
 			    "run ckpt in there (nsenter -t PID), or --allow-loss=namespaces to carry it into those of restart",
 			    "it lives in another %s namespace", kinds_of[i]);
 	return err;
@@ -68,7 +49,7 @@ check_single(struct ckpt *c, struct member *who)
 	if (err < 0)
 		return fail(-err, "pid %d: its children cannot be listed: %s", who->target.pid, strerror(-err));
 	if (n > 0)
-		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name),
+		err = report_add(&c->report, OBSTACLE, 69, member_name(who, name),
 		    "leave out --single, or wait until they have ended",
 		    "it has %zu child%s, %d first, which it could not wait for", n, n > 1 ? "ren" : "", pids[0]);
 	free(pids);
@@ -116,7 +97,7 @@ check_sharing(struct ckpt *c, struct member *who)
 			    (shared[i].type == KCMP_FS && who->task->shares_fs) ||
 			    !same(c->members[m], who, shared[i].type))
 				continue;
-			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+			err = report_add(&c->report, OBSTACLE, 69, member_name(who, name), NULL,
 			    "it shares with pid %d %s", c->members[m]->target.pid, shared[i].what);
 			break;
 		}
@@ -164,7 +145,7 @@ collect_sessions(struct ckpt *c)
 		sessions_of_birth(&c->model, birth);
 	for (size_t i = 0; i < c->nmembers && err == 0; i++)
 		if (!sessions_can_make(&c->model, birth, i))
-			err = report_add(&c->report, OBSTACLE, 69, object_name(c->members[i], name),
+			err = report_add(&c->report, OBSTACLE, 69, member_name(c->members[i], name),
 			    "end it, or the leader of its session",
 			    "its session %lld cannot be made again: the leader is neither its ancestor nor a brother before it",
 			    (long long)birth[i]);
@@ -177,7 +158,7 @@ collect_sessions(struct ckpt *c)
 		/* Born by somebody else than its parent it would share with that one. */
 		if ((who->task->shares_files || who->task->shares_fs) && birth[i] != ANY_SESSION && birth[i] != birth[p] &&
 		    birth[i] != who->parent->task->sid)
-			err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+			err = report_add(&c->report, OBSTACLE, 69, member_name(who, name), NULL,
 			    "it shares files or directory with a parent of another session");
 	}
 	free(birth);

@@ -23,13 +23,6 @@
 #include "kfeat.h"
 #include "log.h"
 
-static char *
-object_name(const struct member *who, char name[64])
-{
-	snprintf(name, 64, "pid %d", who->target.pid);
-	return name;
-}
-
 /* --- the header */
 
 static int
@@ -225,7 +218,7 @@ collect_links(struct ckpt *c, struct member *who)
 	if (fstatat(who->target.proc, "root", &theirs, 0) < 0 || stat("/", &ours) < 0)
 		err = fail_errno("pid %d: its root", who->target.pid);
 	else if (theirs.st_dev != ours.st_dev || theirs.st_ino != ours.st_ino)
-		err = report_add(&c->report, OBSTACLE, 69, object_name(who, name), NULL,
+		err = report_add(&c->report, OBSTACLE, 69, member_name(who, name), NULL,
 		    "it lives in a changed root, %s", root);
 	free(root);
 	return err;
@@ -438,12 +431,14 @@ collect_thread_creds(struct ckpt *c, struct member *who, const struct tracee *th
 
 	if (th->tid == th->pid) { /* what is known of the process is this thread's */
 		out->no_new_privs = who->target.status.no_new_privs != 0;
+		who->filtered |= who->target.status.seccomp != 0;
 		return 0;
 	}
 	err = proc_read_thread_status(who->target.proc, th->tid, &st);
 	if (err < 0)
 		return fail(-err, "pid %d: thread %d: %s", who->target.pid, th->tid, strerror(-err));
 	out->no_new_privs = st.no_new_privs != 0;
+	who->filtered |= st.seccomp != 0;
 	if (!same_creds(&st, &who->target.status)) {
 		snprintf(name, sizeof(name), "pid %d: thread %d", who->target.pid, th->tid);
 		err = report_add(&c->report, OBSTACLE, 69, name, NULL,

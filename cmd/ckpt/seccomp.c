@@ -131,12 +131,12 @@ int
 collect_seccomp(struct ckpt *c, struct member *who)
 {
 	char name[64];
-	bool sandboxed;
-	int err = is_sandboxed(who, &sandboxed);
+	bool sandboxed = false;
+	int err = who->filtered ? is_sandboxed(who, &sandboxed) : 0;
 
 	if (err < 0 || !sandboxed)
 		return err;
-	snprintf(name, sizeof(name), "pid %d", who->target.pid);
+	member_name(who, name);
 	/* Parked it would be under them again, and so would what lets it go on. */
 	if (c->opt.after == AFTER_PARK)
 		return report_add(&c->report, OBSTACLE, 69, name, "move it, or make a copy (-c)",

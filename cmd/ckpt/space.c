@@ -171,9 +171,7 @@ refuse(struct ckpt *c, struct member *who, const struct proc_map *m, const char 
 {
 	char name[96];
 
-	snprintf(name, sizeof(name), "pid %d: mapping %llx-%llx", who->target.pid,
-	    (unsigned long long)m->start, (unsigned long long)m->end);
-	return report_add(&c->report, OBSTACLE, 69, name, advice, "%s%s%s", what,
+	return report_add(&c->report, OBSTACLE, 69, mapping_name(who, m->start, m->end, name), advice, "%s%s%s", what,
 	    m->path[0] != '\0' ? ": " : "", m->path);
 }
 

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,6 +22,20 @@ tree_find(const struct ckpt *c, pid_t pid)
 		if (c->members[i]->target.pid == pid)
 			return c->members[i];
 	return NULL;
+}
+
+char *
+member_name(const struct member *who, char name[64])
+{
+	snprintf(name, 64, "pid %d", who->target.pid);
+	return name;
+}
+
+char *
+mapping_name(const struct member *who, taddr start, taddr end, char name[96])
+{
+	snprintf(name, 96, "pid %d: mapping %llx-%llx", who->target.pid, (unsigned long long)start, (unsigned long long)end);
+	return name;
 }
 
 static struct member *

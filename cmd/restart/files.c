@@ -374,14 +374,6 @@ files_go_on(struct restart *r)
 	return kind_in_order(&r->model.objects, go_on_one, r);
 }
 
-static unsigned
-huge_memfd(const struct restart *r, uint64_t huge)
-{
-	uint64_t flags = space_huge_flags(r, huge);
-
-	return flags == 0 ? 0 : MFD_HUGETLB | (unsigned)(flags & ~(uint64_t)MAP_HUGETLB);
-}
-
 /* Shared anonymous memory that is mapped in several pieces, or by several processes, needs a file to be one object. */
 static int
 open_shms(struct restart *r)
@@ -400,7 +392,8 @@ open_shms(struct restart *r)
 	for (size_t i = 0; err == 0 && i < n; i++) {
 		if (r->model.objects.shms[i].sysv || pieces[i] < 2)
 			continue;
-		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC | huge_memfd(r, r->model.objects.shms[i].huge));
+		r->open.shms[i] = memfd_create("shared", MFD_CLOEXEC |
+		    (unsigned)space_huge_flags(r, r->model.objects.shms[i].huge, MFD_HUGETLB));
 		if (r->open.shms[i] < 0 ||
 		    ftruncate(r->open.shms[i], (off_t)page_up(r->model.objects.shms[i].size)) < 0)
 			err = fail_errno("shared memory");

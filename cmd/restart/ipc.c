@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
@@ -59,8 +58,7 @@ static int
 make_segment(const struct restart *r, const struct shm_ref *shm)
 {
 	struct shmid_ds ds;
-	uint64_t huge = space_huge_flags(r, shm->huge);
-	int flags = IPC_CREAT | IPC_EXCL | (int)shm->mode | (huge == 0 ? 0 : SHM_HUGETLB | (int)(huge & ~(uint64_t)MAP_HUGETLB));
+	int flags = IPC_CREAT | IPC_EXCL | (int)shm->mode | (int)space_huge_flags(r, shm->huge, SHM_HUGETLB);
 	int id, err;
 
 	want_id("/proc/sys/kernel/shm_next_id", shm->id);
@@ -160,7 +158,6 @@ ipc_make(struct restart *r)
 	int err = 0;
 
 	raise_limits(o);
-
 	for (size_t i = 0; i < o->nshms && err == 0; i++)
 		if (o->shms[i].sysv)
 			err = make_segment(r, &o->shms[i]);

@@ -183,8 +183,11 @@ int tree_finish(struct restart *r);
 
 /* Are there enough huge pages? Where not, small ones are used, and that is said. */
 void space_choose_pages(struct restart *r);
-/* MAP_HUGETLB and the size for pages of this many bytes (memfd_create(2) and shmget(2) have the size at the same bits), or 0. */
-uint64_t space_huge_flags(const struct restart *r, uint64_t huge);
+/*
+ * flag (MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB) and the size, which all have at the same bits, for pages of this many bytes; 0
+ * where they are small.
+ */
+uint64_t space_huge_flags(const struct restart *r, uint64_t huge, uint64_t flag);
 /* Memory of rings, when all other mappings are there. */
 int uring_map(struct restart *r, struct built *b);
 int space_make(struct restart *r, struct built *b);

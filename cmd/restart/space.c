@@ -148,50 +148,52 @@ page_bits(uint64_t huge)
 }
 
 uint64_t
-space_huge_flags(const struct restart *r, uint64_t huge)
+space_huge_flags(const struct restart *r, uint64_t huge, uint64_t flag)
 {
 	if (huge == 0 || (r->no_huge & huge) != 0)
 		return 0;
-	return MAP_HUGETLB | (uint64_t)page_bits(huge) << MAP_HUGE_SHIFT;
+	return flag | (uint64_t)page_bits(huge) << MAP_HUGE_SHIFT;
 }
 
-/* All of one size that the image has. */
-static uint64_t
-huge_total(const struct restart *r, uint64_t huge)
-{
-	uint64_t total = 0;
+enum { HUGE_BITS = 35 }; /* sizes of pages below 2^35 bytes: model_check.c */
 
+/* How much of each size the image has, in one pass. */
+static void
+add_up(const struct restart *r, uint64_t total[HUGE_BITS])
+{
 	for (size_t i = 0; i < r->model.header.ntasks; i++)
 		for (size_t k = 0; k < r->model.tasks[i].nvmas; k++) {
 			const struct vma *v = &r->model.tasks[i].vmas[k];
 
-			if (v->huge == huge && v->kind == VMA_ANON)
-				total += v->end - v->start;
+			if (v->huge != 0 && v->kind == VMA_ANON)
+				total[page_bits(v->huge)] += v->end - v->start;
 		}
 	for (size_t i = 0; i < r->model.objects.nshms; i++)
-		if (r->model.objects.shms[i].huge == huge)
-			total += r->model.objects.shms[i].size;
-	return total;
+		if (r->model.objects.shms[i].huge != 0)
+			total[page_bits(r->model.objects.shms[i].huge)] += r->model.objects.shms[i].size;
 }
 
 /* A mapping reserves what it may need: so it is tried with one. */
 void
 space_choose_pages(struct restart *r)
 {
-	for (int bits = 13; bits <= 34; bits++) {
-		uint64_t huge = 1ULL << bits, total = huge_total(r, huge);
+	uint64_t total[HUGE_BITS] = {0};
+
+	add_up(r, total);
+	for (int bits = 0; bits < HUGE_BITS; bits++) {
+		uint64_t huge = 1ULL << bits;
 		void *p;
 
-		if (total == 0)
+		if (total[bits] == 0)
 			continue;
-		p = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS |
-		    (int)space_huge_flags(r, huge), -1, 0);
+		p = mmap(NULL, total[bits], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS |
+		    (int)space_huge_flags(r, huge, MAP_HUGETLB), -1, 0);
 		if (p != MAP_FAILED) {
-			munmap(p, total);
+			munmap(p, total[bits]);
 			continue;
 		}
 		note("%" PRIu64 " MiB of huge pages of %" PRIu64 " KiB are not free here: small pages are used "
-		     "(/proc/sys/vm/nr_hugepages)", total >> 20, huge >> 10);
+		     "(/proc/sys/vm/nr_hugepages)", total[bits] >> 20, huge >> 10);
 		r->no_huge |= huge;
 	}
 }
@@ -237,7 +239,7 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 	else if (v->kind == VMA_SHM && r->open.shms[v->ref] >= 0)
 		fd = stock_fd(r, STOCK_SHMS, v->ref);
 	if (fd == (uint64_t)-1) {
-		flags |= MAP_ANONYMOUS | space_huge_flags(r, v->huge);
+		flags |= MAP_ANONYMOUS | space_huge_flags(r, v->huge, MAP_HUGETLB);
 		offset = 0;
 	}
 	script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start,
@@ -522,7 +524,7 @@ finish_vma(const struct restart *r, struct script *s, const struct vma *v)
 		script_may_fail(s);
 	}
 	/* The kernel may join small pages to huge ones by itself. */
-	if (v->huge != 0 && space_huge_flags(r, v->huge) == 0) {
+	if (v->huge != 0 && space_huge_flags(r, v->huge, MAP_HUGETLB) == 0) {
 		script_add(s, "advice", SYS_madvise, v->start, len, MADV_HUGEPAGE);
 		script_may_fail(s);
 	}

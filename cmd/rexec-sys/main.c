@@ -33,17 +33,6 @@ cancelled(void)
 	return ending != 0;
 }
 
-static void
-catch_signals(void)
-{
-	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP};
-	struct sigaction sa = {.sa_handler = on_signal}, old;
-
-	for (size_t i = 0; i < ARRAY_LEN(sigs); i++)
-		if (sigaction(sigs[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-			sigaction(sigs[i], &sa, NULL);
-}
-
 struct options {
 	int pid, tid;
 	int64_t block_ms;
@@ -215,7 +204,7 @@ main(int argc, char **argv)
 		err = script_take(&script, argv + optind, (size_t)(argc - optind));
 	if (err == 0)
 		err = script_check(&script);
-	catch_signals();
+	options_catch(on_signal);
 	if (err == 0)
 		err = run_script(&o, &script);
 	script_free(&script);

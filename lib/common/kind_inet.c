@@ -19,9 +19,7 @@
 #include "io.h"
 #include "kind.h"
 #include "log.h"
-
-/* tcpi_state; include/net/tcp_states.h */
-enum { TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_CLOSE = 7, TCP_LAST_ACK = 9, TCP_LISTEN = 10, TCP_CLOSING = 11 };
+#include "tcp_repair.h"
 
 /* How long an address of the original may take to be free when that is dead. */
 enum { ADDRESS_TRIES_MS = 3000 };
@@ -80,15 +78,6 @@ peer_is_held(const struct kind_save *s, int fd)
 	return found;
 }
 
-static int
-tcp_state(int fd)
-{
-	struct tcp_info info;
-	socklen_t n = sizeof(info);
-
-	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) < 0 ? TCP_CLOSE : info.tcpi_state;
-}
-
 bool
 kind_inet_outside(const struct kind_save *s, int fd)
 {
@@ -99,7 +88,7 @@ kind_inet_outside(const struct kind_save *s, int fd)
 	if (sock_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_DGRAM)
 		return false;
 	state = tcp_state(fd);
-	return state != TCP_LISTEN && state != TCP_CLOSE && !peer_is_held(s, fd);
+	return state != LISTENING && state != CLOSED && !peer_is_held(s, fd);
 }
 
 static bool
@@ -132,8 +121,8 @@ describe(struct kind_save *s, int fd, struct socket_ref *k)
 		err = sock_name(fd, false, &k->local);
 	if (err == 0)
 		err = sock_name(fd, true, &k->remote);
-	state = k->type == SOCK_STREAM ? tcp_state(fd) : TCP_CLOSE;
-	k->state = state == TCP_LISTEN ? SOCKET_LISTENING : k->remote.n > 0 ? SOCKET_CONNECTED : SOCKET_OPEN;
+	state = k->type == SOCK_STREAM ? tcp_state(fd) : CLOSED;
+	k->state = state == LISTENING ? SOCKET_LISTENING : k->remote.n > 0 ? SOCKET_CONNECTED : SOCKET_OPEN;
 	if (k->state == SOCKET_LISTENING) {
 		struct tcp_info info;
 		socklen_t n = sizeof(info);
@@ -145,7 +134,7 @@ describe(struct kind_save *s, int fd, struct socket_ref *k)
 			err = report_add(s->report, LOSS, 0, s->object, NULL,
 			    "%u connections that it has not accepted are lost", info.tcpi_unacked);
 	}
-	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING || state == TCP_LAST_ACK)
+	if (tcp_has_sent_fin(state))
 		k->shutdown = 2;
 	return err < 0 ? err : tell_datagrams(s, fd, k);
 }

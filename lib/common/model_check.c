@@ -67,12 +67,17 @@ is_user_range(taddr start, taddr end)
 	return start < end && start % PAGE_BYTES == 0 && end % PAGE_BYTES == 0 && end <= ARCH_USER_END;
 }
 
-/* Not of hugetlbfs, or a size of pages that a kernel may have, and a mapping of whole ones. */
+bool
+model_is_huge(uint64_t huge)
+{
+	return huge == 0 || ((huge & (huge - 1)) == 0 && huge > PAGE_BYTES && huge <= 1ULL << 34);
+}
+
+/* A mapping of whole ones. */
 static bool
 is_huge(uint64_t huge, taddr start, taddr end)
 {
-	return huge == 0 || ((huge & (huge - 1)) == 0 && huge > PAGE_BYTES && huge <= 1ULL << 34 && start % huge == 0 &&
-	    end % huge == 0);
+	return model_is_huge(huge) && (huge == 0 || (start % huge == 0 && end % huge == 0));
 }
 
 static uint64_t

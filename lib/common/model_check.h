@@ -23,4 +23,7 @@ int objects_check(const struct objects *o, char why[128]);
 /* Limits of what a reader builds. */
 enum { MODEL_FD_MAX = 1 << 20, MODEL_PID_MAX = 1 << 22, MODEL_LIST_MAX = 1 << 16 };
 
+/* 0 (not of hugetlbfs), or a size of pages that a kernel may have. */
+bool model_is_huge(uint64_t huge);
+
 #endif

@@ -215,7 +215,7 @@ check_shms(const struct objects *o, char why[128])
 
 		if (s->removed && !s->sysv)
 			return model_bad(why, "objects.shms[%zu]: malformed", i);
-		if (s->size == 0 || s->size > ARCH_USER_END)
+		if (s->size == 0 || s->size > ARCH_USER_END || !model_is_huge(s->huge))
 			return model_bad(why, "objects.shms[%zu]: bad size", i);
 		if (s->sysv && (s->id < 0 || s->id > INT32_MAX))
 			return model_bad(why, "objects.shms[%zu]: not an ID", i);

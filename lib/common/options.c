@@ -85,3 +85,14 @@ options_end(void)
 		exit(EX_USAGE);
 	}
 }
+
+void
+options_catch(void (*handler)(int sig))
+{
+	static const int sigs[] = {SIGINT, SIGTERM, SIGHUP};
+	struct sigaction sa = {.sa_handler = handler}, old;
+
+	for (size_t i = 0; i < ARRAY_LEN(sigs); i++)
+		if (sigaction(sigs[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+			sigaction(sigs[i], &sa, NULL);
+}

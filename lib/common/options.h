@@ -20,6 +20,9 @@ void options_common(int opt, const char *argument);
 /* When all have been read: how much is to be said. Signals for waiting, PMS_WITHOUT. */
 void options_end(void);
 
+/* SIGINT, SIGTERM and SIGHUP lead to handler; what nohup(1) ignores stays ignored. */
+void options_catch(void (*handler)(int sig));
+
 #define OPTIONS_COMMON                                                                          \
 	{"fault", required_argument, NULL, 'F'}, {"quiet", no_argument, NULL, 'q'},                  \
 	    {"verbose", no_argument, NULL, 'v'}, {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0}

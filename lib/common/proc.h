@@ -136,5 +136,7 @@ int64_t proc_timens_offset(int dirfd, const char *clock);
 
 /* Same namespace as this process? name: "user", "pid", "time", "mnt". */
 bool proc_same_ns(int dirfd, const char *name);
+/* The same of two processes. */
+bool proc_share_ns(int dirfd, int other, const char *name);
 
 #endif

@@ -237,19 +237,33 @@ proc_children(int dirfd, pid_t pid, int **pids, size_t *n)
 	return err;
 }
 
+/* A kernel without such namespaces has one of it. */
+static bool
+same_ns(int a, int b, const char *path_a, const char *path_b)
+{
+	struct stat x, y;
+
+	return fstatat(a, path_a, &x, 0) < 0 || fstatat(b, path_b, &y, 0) < 0 ||
+	    (x.st_dev == y.st_dev && x.st_ino == y.st_ino);
+}
+
 bool
 proc_same_ns(int dirfd, const char *name)
 {
+	char theirs[32], ours[32];
+
+	snprintf(theirs, sizeof(theirs), "ns/%s", name);
+	snprintf(ours, sizeof(ours), "/proc/self/ns/%s", name);
+	return same_ns(dirfd, AT_FDCWD, theirs, ours);
+}
+
+bool
+proc_share_ns(int dirfd, int other, const char *name)
+{
 	char path[32];
-	struct stat theirs, ours;
 
 	snprintf(path, sizeof(path), "ns/%s", name);
-	if (fstatat(dirfd, path, &theirs, 0) < 0)
-		return true; /* a kernel without such namespaces */
-	snprintf(path, sizeof(path), "/proc/self/ns/%s", name);
-	if (stat(path, &ours) < 0)
-		return true;
-	return theirs.st_dev == ours.st_dev && theirs.st_ino == ours.st_ino;
+	return same_ns(dirfd, other, path, path);
 }
 
 int64_t

@@ -88,17 +88,14 @@ parse_value(const struct parsing *p, unsigned i, uint64_t *value)
 		*value = (uint64_t)p->results[n - 1];
 		return 0;
 	}
-	set_of(a, set);
 	if (a->type_len > 2 && a->type[1] == ':')
-		good = flags_parse(set, text, value) && (strcmp(set, "prctl") != 0 || flags_know(set, *value));
+		set_of(a, set), good = flags_parse(set, text, value) && (strcmp(set, "prctl") != 0 || flags_know(set, *value));
 	else if (is_type(a, "sig"))
 		good = signal_parse(text, value);
 	else if (is_type(a, "dfd") && strcmp(text, "AT_FDCWD") == 0)
 		*value = (uint64_t)AT_FDCWD, good = true;
 	else if (is_type(a, "p") && strcmp(text, "NULL") == 0)
 		*value = 0, good = true;
-	else if (is_type(a, "o"))
-		good = number_parse(text, value);
 	else
 		good = number_parse(text, value);
 	return good ? 0 : bad(p, i, "not a value that this argument can have");

@@ -111,7 +111,7 @@ tcp_read(int fd, int state, struct tcp_ref *t, struct socket_ref *k)
 	int in = 0, out = 0, unsent = 0, err;
 	uint64_t received, written;
 
-	t->sent_fin = state == FIN_WAIT1 || state == FIN_WAIT2 || state == CLOSING || state == LAST_ACK;
+	t->sent_fin = tcp_has_sent_fin(state);
 	t->got_fin = poll(&p, 1, 0) > 0 && (p.revents & POLLRDHUP) != 0; /* also where that was told by shutdown(2) alone */
 	if (ioctl(fd, SIOCINQ, &in) < 0 || ioctl(fd, SIOCOUTQ, &out) < 0 || ioctl(fd, SIOCOUTQNSD, &unsent) < 0)
 		return -errno;
@@ -126,6 +126,12 @@ tcp_read(int fd, int state, struct tcp_ref *t, struct socket_ref *k)
 	t->send_seq = (uint32_t)(written - t->sent_fin - (uint64_t)out);
 	t->unsent = (uint64_t)unsent;
 	return read_options(fd, t);
+}
+
+bool
+tcp_has_sent_fin(int state)
+{
+	return state == FIN_WAIT1 || state == FIN_WAIT2 || state == CLOSING || state == LAST_ACK;
 }
 
 int

@@ -17,6 +17,8 @@ int tcp_set_repair(int fd, int how);
 /* Is it permitted here? Tried on a socket that is nobody's. */
 bool tcp_can_repair(int family);
 int tcp_state(int fd);
+/* Has this end closed its direction in that state? */
+bool tcp_has_sent_fin(int state);
 
 /* In repair mode: the queues, numbers, options and windows; state: of tcp_state(). */
 int tcp_read(int fd, int state, struct tcp_ref *t, struct socket_ref *k);

@@ -29,12 +29,7 @@ WHOLE="children zombie forked threads-in-child shared-table socketpair scm epoll
 	for site in seized frozen framed borrowed call_entered mask_back collected header_out page_out image_out; do
 		for n in 1 4; do
 			for act in kill fail; do
-				rm -f image
-				ckpt -q -p "$PID" -o image -F "$site:$act:$n" 2>/dev/null || :
-				if gone "$PID"; then # the site was passed fewer times
-					restart_as_new image
-					PID=$NEW
-				fi
+				faulty_ckpt "$site:$act:$n"
 				as_before "$PID"
 			done
 		done
@@ -64,17 +59,7 @@ WHOLE="children zombie forked threads-in-child shared-table socketpair scm epoll
 
 @test "a tree, ten generations: neither the image nor the mappings grow" {
 	# shellcheck disable=SC2086
-	start_victim $WHOLE
-	oracle "$PID" >before
-	for n in 1 2 3 4 5 6 7 8 9 10; do
-		ckpt -q -p "$PID" -o image
-		restart_as_new image
-		PID=$NEW
-		[ "$n" = 2 ] && size=$(stat -c %s image)
-	done
-	as_before "$PID"
-	check_victim "$PID"
-	[ "$(stat -c %s image)" -le $((size + size / 50)) ]
+	ten_generations $WHOLE
 }
 
 @test "-S parks a tree, --resume lets all of it go on, --end ends all of it" {

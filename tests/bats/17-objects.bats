@@ -79,17 +79,7 @@ ALL="$ALL pty shared-table children forked sysv" # the last counts who has its s
 
 @test "all of it, ten generations: the image does not grow" {
 	# shellcheck disable=SC2086
-	start_victim $ALL
-	oracle "$PID" >before
-	for n in 1 2 3 4 5 6 7 8 9 10; do
-		ckpt -q -p "$PID" -o image
-		restart_as_new image
-		PID=$NEW
-		[ "$n" = 2 ] && size=$(stat -c %s image)
-	done
-	as_before "$PID"
-	check_victim "$PID"
-	[ "$(stat -c %s image)" -le $((size + size / 50)) ]
+	ten_generations $ALL
 }
 
 @test "all of it: ckpt is killed, and fails, at every fault site: as found, or a complete image" {
@@ -98,12 +88,7 @@ ALL="$ALL pty shared-table children forked sysv" # the last counts who has its s
 	oracle "$PID" >before
 	for site in frozen borrowed call_entered mask_back collected header_out image_out; do
 		for act in kill fail; do
-			rm -f image
-			ckpt -q -p "$PID" -o image -F "$site:$act" 2>/dev/null || :
-			if gone "$PID"; then # the site cannot fail
-				restart_as_new image
-				PID=$NEW
-			fi
+			faulty_ckpt "$site:$act"
 			as_before "$PID"
 		done
 	done

@@ -211,12 +211,7 @@ hoard_goes() {
 	start_client
 	for site in frozen borrowed collected header_out image_out; do
 		for act in kill fail; do
-			rm -f image
-			ckpt -q -p "$PID" -o image -F "$site:$act" 2>/dev/null || :
-			if gone "$PID"; then # nothing can fail there
-				restart_as_new image
-				PID=$NEW
-			fi
+			faulty_ckpt "$site:$act"
 			goes_on
 			until_true '! nft_has_ours'
 		done

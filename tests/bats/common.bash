@@ -87,6 +87,32 @@ roundtrip() {
 	kill -TERM "$NEW"
 }
 
+# The victim with these makers, ten generations: the image does not grow, and /proc tells the same.
+ten_generations() {
+	local n size
+	start_victim "$@"
+	oracle "$PID" >before
+	for n in 1 2 3 4 5 6 7 8 9 10; do
+		ckpt -q -p "$PID" -o image
+		restart_as_new image
+		PID=$NEW
+		[ "$n" = 2 ] && size=$(stat -c %s image)
+	done
+	as_before "$PID"
+	check_victim "$PID"
+	[ "$(stat -c %s image)" -le $((size + size / 50)) ]
+}
+
+# ckpt with this fault; where it is passed by, or cannot fail, the image goes on as PID.
+faulty_ckpt() {
+	rm -f image
+	ckpt -q -p "$PID" -o image -F "$1" 2>/dev/null || :
+	if gone "$PID"; then
+		restart_as_new image
+		PID=$NEW
+	fi
+}
+
 # PID has ended (or is a zombie that nobody has asked for).
 gone() {
 	local state
