@@ -26,6 +26,7 @@ VICTIM := $(BUILD)/tests/victim/victim $(BUILD)/tests/victim/victim-static
 PROGRAMS := $(BUILD)/ckpt $(BUILD)/restart $(BUILD)/rexec-sys
 
 LIBS := -larchive -lzstd -ljansson -lxxhash -lbsd
+TLS_LIBS := -lssl -lcrypto
 # restart is static: it is the stub in front of an executable image, wherever that is run.
 RESTART_LINK := $(if $(SAN),,-static)
 
@@ -46,7 +47,7 @@ $(BUILD)/ckpt: $(CKPT_OBJ) $(BUILD)/libcommon.a
 
 $(BUILD)/rexec-sys: $(REXEC_OBJ) $(BUILD)/libcommon.a
 	$(call say,LINK,$@)
-	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(TLS_LIBS)
 
 $(BUILD)/restart: $(RESTART_OBJ) $(BUILD)/libcommon.a
 	$(call say,LINK,$@)
@@ -125,10 +126,11 @@ $(BUILD)/bench/limit: bench/limit.c
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -Wall -Wextra -D_GNU_SOURCE -o $@ $<
 
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 $(DESTDIR)$(PREFIX)/share/man/man7
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 man/*.7 $(DESTDIR)$(PREFIX)/share/man/man7
 uninstall:
-	cd $(DESTDIR)$(PREFIX) && rm -f bin/ckpt bin/restart bin/rexec-sys share/man/man1/ckpt.1 share/man/man1/restart.1 share/man/man1/rexec-sys.1 share/man/man5/pms-image.5
+	cd $(DESTDIR)$(PREFIX) && rm -f bin/ckpt bin/restart bin/rexec-sys share/man/man1/ckpt.1 share/man/man1/restart.1 share/man/man1/rexec-sys.1 share/man/man5/pms-image.5 share/man/man7/pms-wire.7
 .PHONY: test-programs check-unit

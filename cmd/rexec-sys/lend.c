@@ -80,23 +80,25 @@ check_wait(const struct lender *l, const struct arch_call *call)
 }
 
 int
-lend_call(struct lender *l, struct syscall_text *c, int64_t *result)
+lend_call(struct lender *l, struct calldata *c, int64_t *result)
 {
 	struct arch_call call;
 	int64_t unmapped;
-	taddr at;
-	int err = get_room(l, c->data.len, &at), ignored;
+	taddr at = 0;
+	int err = calldata_native_room(c) < 0 ? fail(ENOMEM, "out of memory") : get_room(l, c->data.len, &at), ignored;
 
 	if (err < 0)
 		return err;
+	call = calldata_native(c, at);
 	err = mem_write(l->thread->mem, at, c->data.data, c->data.len);
-	call = syscall_text_call(c, at);
 	if (err == 0)
 		err = check_wait(l, &call);
 	if (err == 0)
 		err = tracee_call(l->thread, &call, result);
 	if (err == 0)
 		err = mem_read(l->thread->mem, at, c->data.data, c->data.len);
+	if (err == 0)
+		calldata_native_done(c);
 	if (at != l->thread->scratch && !l->thread->dead) {
 		ignored = call_by_number(l, &unmapped, SYS_munmap, at, page_up(c->data.len), 0, 0);
 		err = err < 0 ? err : ignored;

@@ -118,7 +118,7 @@ script_check(const struct script_text *s)
 
 	for (size_t i = 0; i < s->nlines && err == 0; i++) {
 		const struct line *l = &s->lines[i];
-		struct syscall_text c;
+		struct calldata c;
 		char why[200];
 
 		err = l->nwords == 0 ? -EINVAL : syscall_text_parse(&c, l->words[0], l->words + 1, l->nwords - 1, none, i, why);
@@ -129,7 +129,7 @@ script_check(const struct script_text *s)
 		else if (err < 0)
 			fail(-err, "%s", why);
 		if (l->nwords > 0)
-			syscall_text_fini(&c);
+			calldata_fini(&c);
 	}
 	free(none);
 	return err;

@@ -11,7 +11,7 @@ buf_fini(struct buf *b)
 }
 
 void
-buf_put(struct buf *b, const void *data, size_t len)
+buf_put_room(struct buf *b, size_t len)
 {
 	if (b->failed)
 		return;
@@ -26,9 +26,17 @@ buf_put(struct buf *b, const void *data, size_t len)
 		b->data = p;
 		b->cap = cap;
 	}
-	if (len > 0)
-		memcpy(b->data + b->len, data, len);
 	b->len += len;
+}
+
+void
+buf_put(struct buf *b, const void *data, size_t len)
+{
+	size_t at = b->len;
+
+	buf_put_room(b, len);
+	if (len > 0 && !b->failed)
+		memcpy(b->data + at, data, len);
 }
 
 static void

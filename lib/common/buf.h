@@ -15,6 +15,8 @@ struct buf {
 
 void buf_fini(struct buf *b);
 void buf_put(struct buf *b, const void *data, size_t len);
+/* len bytes that say nothing yet. */
+void buf_put_room(struct buf *b, size_t len);
 void buf_put_u8(struct buf *b, uint8_t v);
 void buf_put_u32(struct buf *b, uint32_t v);
 void buf_put_u64(struct buf *b, uint64_t v);

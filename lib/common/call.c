@@ -3,14 +3,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { EINTR_RESTARTS = 1, NEVER_LENT = 2 };
+enum { EINTR_RESTARTS = 1, NEVER_LENT = 2, BLOCKS = 4, NEW_FD = 8 };
 
 static const struct {
 	const char *name;
+	enum syscall_class class;
 	int flags;
 	const char *arguments;
 } syscalls[] = {
-#define SYSCALL(nr, name, flags, arguments) [nr] = {#name, flags, arguments},
+#define SYSCALL(nr, name, class, flags, arguments) [nr] = {#name, SYSCALL_##class, flags, arguments},
 #include "syscall.def"
 #undef SYSCALL
 };
@@ -40,6 +41,24 @@ bool
 syscall_never_lent(long nr)
 {
 	return syscall_name(nr) != NULL && (syscalls[nr].flags & NEVER_LENT) != 0;
+}
+
+enum syscall_class
+syscall_class(long nr)
+{
+	return syscall_name(nr) != NULL ? syscalls[nr].class : SYSCALL_NONE;
+}
+
+bool
+syscall_blocks(long nr)
+{
+	return syscall_name(nr) != NULL && (syscalls[nr].flags & BLOCKS) != 0;
+}
+
+bool
+syscall_new_fd(long nr)
+{
+	return syscall_name(nr) != NULL && (syscalls[nr].flags & NEW_FD) != 0;
 }
 
 bool

@@ -19,6 +19,14 @@ const char *syscall_arguments(long nr);
 /* Must no process have it executed by others? */
 bool syscall_never_lent(long nr);
 
+/* Where it is executed for a thread whose files are on another machine: syscall.def. What does not exist: NONE. */
+enum syscall_class { SYSCALL_NONE, SYSCALL_HERE, SYSCALL_HOME, SYSCALL_KNOWN, SYSCALL_WAIT, SYSCALL_BOTH };
+enum syscall_class syscall_class(long nr);
+/* May it wait for others, unless its file is a regular one or a directory? Is what it returns a new fd? */
+bool syscall_blocks(long nr);
+bool syscall_new_fd(long nr);
+#define SYSCALL_LAST 511 /* no number is higher */
+
 /* Does this call return EINTR for a mere stop, and can it be begun again? */
 bool syscall_eintr_restarts(long nr);
 

@@ -47,7 +47,7 @@ get_header(struct channel *ch, struct msg_header *h)
 {
 	unsigned char bytes[MSG_HEADER];
 	ssize_t n = read_full(ch->in, bytes, sizeof(bytes));
-	enum msg_side other = ch->side == SIDE_CKPT ? SIDE_RESTART : SIDE_CKPT;
+	enum msg_side other = msg_other(ch->side);
 
 	if (n < 0)
 		return fail((int)-n, "%s: %s", ch->peer, strerror((int)-n));

@@ -93,6 +93,22 @@ elf_file_end(int fd)
 	return end;
 }
 
+int
+elf_interpreter(int fd, uint64_t *at, uint64_t *room)
+{
+	Elf64_Ehdr eh;
+	Elf64_Phdr ph[PHDRS_MAX];
+	size_t n = read_headers(fd, &eh, ph);
+
+	for (size_t i = 0; i < n; i++)
+		if (ph[i].p_type == PT_INTERP) {
+			*at = ph[i].p_offset;
+			*room = ph[i].p_filesz;
+			return 1;
+		}
+	return n > 0 ? 0 : -ENOEXEC;
+}
+
 static bool
 inside(uint64_t at, uint64_t n, size_t len)
 {

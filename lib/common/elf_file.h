@@ -18,6 +18,12 @@ int elf_build_id(int fd, char hex[BUILD_ID_HEX]);
 uint64_t elf_file_end(int fd);
 
 /*
+ * Its program interpreter: where in the file its path is, and how many bytes there are for it, a NUL included.
+ * Returns 1, 0 where it has none, -ENOEXEC where fd is no ELF file. Silent.
+ */
+int elf_interpreter(int fd, uint64_t *at, uint64_t *room);
+
+/*
  * The dynamic symbols of an ELF file in memory, as it is loaded (a vDSO): gives each function's
  * name and offset to see(). Returns how many there were, or -EBADMSG. Pure.
  */

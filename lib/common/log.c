@@ -9,6 +9,7 @@
 
 static const char *log_prog = "pms";
 static int log_verbosity;
+static int log_fd = STDERR_FILENO;
 static int log_hushed;
 static char last_failure[512] = "failed", last_hushed[512] = "failed";
 static bool progress_shown;
@@ -32,6 +33,12 @@ const char *
 log_last_hushed(void)
 {
 	return last_hushed;
+}
+
+void
+log_to(int fd)
+{
+	log_fd = fd;
 }
 
 void
@@ -61,7 +68,7 @@ put_line(const char *fmt, va_list ap, const char *reason)
 		if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
 			line[i] = '?';
 	line[n++] = '\n';
-	if (write(STDERR_FILENO, line, n) < 0)
+	if (write(log_fd, line, n) < 0)
 		return;
 }
 

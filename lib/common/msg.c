@@ -53,6 +53,15 @@ msg_step(enum msg_state *state, enum msg_side from, const struct msg_header *h)
 	return 0;
 }
 
+enum msg_side
+msg_other(enum msg_side side)
+{
+	static const enum msg_side other[] = {[SIDE_CKPT] = SIDE_RESTART, [SIDE_RESTART] = SIDE_CKPT, [SIDE_CALLER] = SIDE_HOME,
+	    [SIDE_HOME] = SIDE_CALLER};
+
+	return other[side];
+}
+
 bool
 msg_is_hello(const unsigned char *data, size_t n)
 {

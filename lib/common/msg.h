@@ -19,11 +19,11 @@ enum msg_type {
 #undef MSG
 };
 
-enum msg_side { SIDE_CKPT, SIDE_RESTART, SIDE_BOTH };
+enum msg_side { SIDE_CKPT, SIDE_RESTART, SIDE_CALLER, SIDE_HOME, SIDE_BOTH };
 
 enum msg_state {
 	STATE_START, STATE_HELLO_SENT, STATE_IMAGE, STATE_BUILDING, STATE_PARKED, STATE_GOING,
-	STATE_DONE, STATE_ANY
+	STATE_ASKED, STATE_CALLS, STATE_DONE, STATE_ANY
 };
 
 struct msg_header {
@@ -41,10 +41,13 @@ void msg_put_header(struct buf *b, enum msg_type type, uint32_t id, uint64_t len
 int msg_step(enum msg_state *state, enum msg_side from, const struct msg_header *h);
 int msg_get_header(struct msg_header *h, const unsigned char bytes[MSG_HEADER]);
 
+/* The one at the other end. */
+enum msg_side msg_other(enum msg_side side);
+
 /* Do these first bytes of a stream begin a HELLO? */
 bool msg_is_hello(const unsigned char *data, size_t n);
 
-/* Body of HELLO and WELCOME: magic, version, features (none yet). */
+/* Body of HELLO, WELCOME and CALLS, and how FACTS begins: magic, version, features (none yet). */
 void msg_put_hello(struct buf *b);
 int msg_get_hello(const unsigned char *body, size_t len);
 

@@ -15,17 +15,10 @@
 #include "io.h"
 #include "sysnames.h"
 
-void
-syscall_text_fini(struct syscall_text *c)
-{
-	buf_fini(&c->data);
-	*c = (struct syscall_text){0};
-}
-
 /* --- from text */
 
 struct parsing {
-	struct syscall_text *c;
+	struct calldata *c;
 	char *const *args;
 	size_t nargs;
 	const int64_t *results;
@@ -40,42 +33,17 @@ bad(const struct parsing *p, unsigned i, const char *what)
 	return -EINVAL;
 }
 
-/* Bytes for argument i; NULL: zeroes. */
-static int
-put_data(struct syscall_text *c, unsigned i, const void *data, size_t len)
-{
-	static const char zeroes[4096];
-
-	buf_put(&c->data, zeroes, (16 - c->data.len % 16) % 16);
-	c->arg[i].is_data = true;
-	c->arg[i].value = c->data.len;
-	c->arg[i].len = len;
-	if (data != NULL)
-		buf_put(&c->data, data, len);
-	for (size_t left = data != NULL ? 0 : len, n; left > 0; left -= n) {
-		n = min_u64(left, sizeof(zeroes));
-		buf_put(&c->data, zeroes, n);
-	}
-	return c->data.failed || c->data.len > SYSARG_DATA_MAX ? -ENOMEM : 0;
-}
-
 /* The set of f:SET and e:SET. */
 static void
-set_of(const struct sysarg *a, char set[16])
+set_of(const struct calldata_arg *a, char set[16])
 {
 	snprintf(set, 16, "%.*s", (int)(a->type_len - 2), a->type + 2);
-}
-
-static bool
-is_type(const struct sysarg *a, const char *type)
-{
-	return strlen(type) == a->type_len && strncmp(a->type, type, a->type_len) == 0;
 }
 
 static int
 parse_value(const struct parsing *p, unsigned i, uint64_t *value)
 {
-	const struct sysarg *a = &p->c->arg[i];
+	const struct calldata_arg *a = &p->c->arg[i];
 	const char *text = p->args[i];
 	char set[16];
 	bool good;
@@ -90,11 +58,11 @@ parse_value(const struct parsing *p, unsigned i, uint64_t *value)
 	}
 	if (a->type_len > 2 && a->type[1] == ':')
 		set_of(a, set), good = flags_parse(set, text, value) && (strcmp(set, "prctl") != 0 || flags_know(set, *value));
-	else if (is_type(a, "sig"))
+	else if (calldata_is(a, "sig"))
 		good = signal_parse(text, value);
-	else if (is_type(a, "dfd") && strcmp(text, "AT_FDCWD") == 0)
+	else if (calldata_is(a, "dfd") && strcmp(text, "AT_FDCWD") == 0)
 		*value = (uint64_t)AT_FDCWD, good = true;
-	else if (is_type(a, "p") && strcmp(text, "NULL") == 0)
+	else if (calldata_is(a, "p") && strcmp(text, "NULL") == 0)
 		*value = 0, good = true;
 	else
 		good = number_parse(text, value);
@@ -135,7 +103,7 @@ parse_string(const struct parsing *p, unsigned i)
 
 	buf_put(&b, "", 1);
 	if (err == 0)
-		err = put_data(p->c, i, b.data, b.len);
+		err = calldata_put(p->c, i, b.data, b.len);
 	buf_fini(&b);
 	return err;
 }
@@ -148,34 +116,28 @@ number_of(const struct parsing *p, unsigned k, uint64_t *value)
 	return k < p->nargs && (p->args[k][0] == '$' ? parse_value(p, k, value) == 0 : number_parse(p->args[k], value));
 }
 
-static unsigned
-other_arg(const struct sysarg *a)
-{
-	return (unsigned)(a->type[a->type_len - 1] - '0');
-}
-
 /* wK: what is given; K may be left out, and is its length then. rK, BK: room for K. */
 static int
 parse_bytes(const struct parsing *p, unsigned i)
 {
-	struct sysarg *a = &p->c->arg[i];
+	struct calldata_arg *a = &p->c->arg[i];
 	struct buf b = {0};
 	uint64_t want;
-	bool known = number_of(p, other_arg(a), &want);
+	bool known = number_of(p, calldata_other(a), &want);
 	int err;
 
 	/* What the call is told must be there. */
-	if ((!known && (other_arg(a) < p->nargs || strcmp(p->args[i], "_") == 0)) || want > SYSARG_DATA_MAX)
+	if ((!known && (calldata_other(a) < p->nargs || strcmp(p->args[i], "_") == 0)) || want > CALLDATA_MAX)
 		return bad(p, i, "how many bytes is not said, or more than 16 MiB");
 	if (strcmp(p->args[i], "_") == 0)
-		return put_data(p->c, i, NULL, want);
+		return calldata_put(p->c, i, NULL, want);
 	err = read_bytes(p, i, false, &b);
 	if (err == 0 && known && want > b.len) {
-		err = put_data(p->c, i, NULL, want);
+		err = calldata_put(p->c, i, NULL, want);
 		if (err == 0 && b.len > 0)
 			memcpy(p->c->data.data + a->value, b.data, b.len);
 	} else if (err == 0) {
-		err = put_data(p->c, i, b.data, b.len);
+		err = calldata_put(p->c, i, b.data, b.len);
 	}
 	buf_fini(&b);
 	return err;
@@ -199,25 +161,25 @@ parse_address(const struct parsing *p, unsigned i)
 		memcpy(un.sun_path, text + 5, n);
 		if (text[5] == '@')
 			un.sun_path[0] = '\0';
-		return put_data(p->c, i, &un, offsetof(struct sockaddr_un, sun_path) + n + (text[5] != '@'));
+		return calldata_put(p->c, i, &un, offsetof(struct sockaddr_un, sun_path) + n + (text[5] != '@'));
 	}
 	if (strncmp(text, "inet:", 5) != 0 || port == text + 4 || !number_parse(port + 1, &number) || number > UINT16_MAX)
 		return bad(p, i, "an address is inet:HOST:PORT or unix:PATH");
 	snprintf(host, sizeof(host), "%.*s", (int)(port - text - 5), text + 5);
 	in.sin_port = in6.sin6_port = htons((uint16_t)number);
 	if (inet_pton(AF_INET, host, &in.sin_addr) == 1)
-		return put_data(p->c, i, &in, sizeof(in));
+		return calldata_put(p->c, i, &in, sizeof(in));
 	n = strlen(host);
 	if (n > 2 && host[0] == '[' && host[n - 1] == ']')
 		host[n - 1] = '\0', memmove(host, host + 1, n - 1);
 	if (inet_pton(AF_INET6, host, &in6.sin6_addr) == 1)
-		return put_data(p->c, i, &in6, sizeof(in6));
+		return calldata_put(p->c, i, &in6, sizeof(in6));
 	return bad(p, i, "HOST is a numeric address");
 }
 
 /* Name of the struct in <NAME, >NAME*K, ~NAME; returns its length. */
 static size_t
-struct_name(const struct sysarg *a, const char **name)
+struct_name(const struct calldata_arg *a, const char **name)
 {
 	const char *star = memchr(a->type, '*', a->type_len);
 
@@ -226,7 +188,7 @@ struct_name(const struct sysarg *a, const char **name)
 }
 
 static bool
-is_address(const struct sysarg *a)
+is_address(const struct calldata_arg *a)
 {
 	return strncmp(a->type + 1, "sockaddr", 8) == 0;
 }
@@ -248,7 +210,7 @@ count_given(const char *text)
 static int
 parse_structs(const struct parsing *p, unsigned i, const char *name, size_t n, size_t size, size_t given)
 {
-	struct sysarg *a = &p->c->arg[i];
+	struct calldata_arg *a = &p->c->arg[i];
 	const char *s = p->args[i] + (p->args[i][0] == '[');
 	char one[1024];
 
@@ -272,7 +234,7 @@ parse_structs(const struct parsing *p, unsigned i, const char *name, size_t n, s
 static int
 parse_struct(const struct parsing *p, unsigned i)
 {
-	struct sysarg *a = &p->c->arg[i];
+	struct calldata_arg *a = &p->c->arg[i];
 	const char *name, *text = p->args[i];
 	size_t n = struct_name(a, &name), size, count = 1, given = count_given(text);
 	uint64_t want;
@@ -281,10 +243,10 @@ parse_struct(const struct parsing *p, unsigned i)
 	if (is_address(a) && strcmp(text, "_") != 0)
 		return parse_address(p, i);
 	if (is_address(a))
-		return put_data(p->c, i, NULL, 128); /* sockaddr_storage */
+		return calldata_put(p->c, i, NULL, 128); /* sockaddr_storage */
 	size = struct_size(name, n);
 	if (name[n] == '*') {
-		if (!number_of(p, other_arg(a), &want) || want > SYSARG_DATA_MAX / size)
+		if (!number_of(p, calldata_other(a), &want) || want > CALLDATA_MAX / size)
 			return bad(p, i, "how many is not said");
 		count = want;
 	}
@@ -297,24 +259,59 @@ parse_struct(const struct parsing *p, unsigned i)
 		if (err == 0 && b.len != size * count)
 			err = bad(p, i, "not as long as the struct");
 		if (err == 0)
-			err = put_data(p->c, i, b.data, b.len);
+			err = calldata_put(p->c, i, b.data, b.len);
 		buf_fini(&b);
 		return err;
 	}
-	err = put_data(p->c, i, NULL, size * count);
+	err = calldata_put(p->c, i, NULL, size * count);
 	return err < 0 || strcmp(text, "_") == 0 ? err : parse_structs(p, i, name, n, size, given);
+}
+
+/* struct iovec and struct msghdr: the data alone, or how many bytes there is room for. */
+static bool
+is_pieces(const struct calldata_arg *a)
+{
+	return strncmp(a->type, "iov", 3) == 0 || strncmp(a->type, "msg", 3) == 0;
+}
+
+static int
+parse_pieces(const struct parsing *p, unsigned i)
+{
+	struct calldata_arg *a = &p->c->arg[i];
+	bool message = a->type[0] == 'm', takes = calldata_takes(a);
+	uint32_t head[4] = {takes ? 0 : CALLDATA_ADDRESS_MAX, takes ? 0 : 4096, 0, 0};
+	size_t before = CALLDATA_MSG + head[0] + head[1];
+	struct buf b = {0};
+	uint64_t room = 0;
+	int err = 0;
+
+	if (takes)
+		err = read_bytes(p, i, false, &b);
+	else if (!number_parse(p->args[i], &room) || room > CALLDATA_MAX - before)
+		err = bad(p, i, "how many bytes there is to be room for belongs here");
+	head[2] = (uint32_t)(takes ? b.len : room);
+	if (err == 0)
+		err = message ? calldata_put(p->c, i, NULL, before + head[2]) : calldata_put(p->c, i, NULL, head[2]);
+	if (err == 0 && message)
+		memcpy(p->c->data.data + a->value, head, sizeof(head));
+	if (err == 0 && b.len > 0)
+		memcpy(p->c->data.data + a->value + (message ? before : 0), b.data, b.len);
+	buf_fini(&b);
+	return err;
 }
 
 static int
 parse_arg(const struct parsing *p, unsigned i)
 {
-	struct sysarg *a = &p->c->arg[i];
-	bool pointer = strchr("<>~wrRBs", a->type[0]) != NULL && !is_type(a, "sig");
+	struct calldata_arg *a = &p->c->arg[i];
+	bool pointer = calldata_pointer(a);
 
 	if (pointer && strcmp(p->args[i], "NULL") == 0)
 		return 0;
-	if (is_type(a, "s"))
+	if (calldata_is(a, "s"))
 		return parse_string(p, i);
+	if (is_pieces(a))
+		return parse_pieces(p, i);
 	if (pointer && strchr("wrRB", a->type[0]) != NULL)
 		return parse_bytes(p, i);
 	if (pointer)
@@ -326,12 +323,12 @@ parse_arg(const struct parsing *p, unsigned i)
 static int
 resolve(const struct parsing *p, unsigned i)
 {
-	struct sysarg *a = &p->c->arg[i];
+	struct calldata_arg *a = &p->c->arg[i];
 	const char *type;
 
 	if (a->type[0] != '@')
 		return 0;
-	type = is_type(a, "@ioctl") ? ioctl_argument(p->c->arg[1].value) : fcntl_argument(p->c->arg[1].value);
+	type = calldata_is(a, "@ioctl") ? ioctl_argument(p->c->arg[1].value) : fcntl_argument(p->c->arg[1].value);
 	if (type == NULL) {
 		snprintf(p->why, 200, "%s: %s: not a request that is known here", syscall_name(p->c->nr), p->args[1]);
 		return -ENOTSUP;
@@ -343,28 +340,28 @@ resolve(const struct parsing *p, unsigned i)
 
 /* How long the data is, where that was left out: behind wK and an address. */
 static void
-fill_lengths(struct syscall_text *c, size_t given)
+fill_lengths(struct calldata *c, size_t given)
 {
 	for (unsigned i = 0; i < c->nargs; i++) {
-		const struct sysarg *a = &c->arg[i];
-		unsigned k = a->is_data && (a->type[0] == 'w' || (a->type[0] == '<' && is_address(a))) ? other_arg(a) : 6;
+		const struct calldata_arg *a = &c->arg[i];
+		unsigned k = a->is_data && (a->type[0] == 'w' || strncmp(a->type, "iov", 3) == 0 || (a->type[0] == '<' && is_address(a))) ? calldata_other(a) : 6;
 
 		if (k < c->nargs && k >= given) {
-			c->arg[k].value = a->len;
+			c->arg[k].value = a->type[0] == 'i' ? 1 : a->len;
 			c->shown = k + 1;
 		}
 	}
 }
 
 int
-syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, size_t nargs, const int64_t *results,
+syscall_text_parse(struct calldata *c, const char *name, char *const *args, size_t nargs, const int64_t *results,
     size_t nresults, char why[200])
 {
 	struct parsing p = {c, args, nargs, results, nresults, why};
 	const char *spec;
 	int err = 0;
 
-	*c = (struct syscall_text){.nr = syscall_number(name)};
+	*c = (struct calldata){.nr = syscall_number(name)};
 	snprintf(why, 200, "%.80s: out of memory, or more than 16 MiB", name);
 	spec = syscall_arguments(c->nr);
 	if (spec == NULL || strcmp(spec, "?") == 0 || syscall_never_lent(c->nr)) {
@@ -372,13 +369,7 @@ syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, 
 		    ? "%.80s: would end, double or damage the process" : "%.80s: its arguments cannot be given as text", name);
 		return spec == NULL ? -EINVAL : -ENOTSUP;
 	}
-	for (; *spec != '\0' && c->nargs < 6; spec += strspn(spec, " ")) {
-		struct sysarg *a = &c->arg[c->nargs++];
-
-		a->type = spec;
-		a->type_len = strcspn(spec, " ");
-		spec += a->type_len;
-	}
+	calldata_init(c, c->nr);
 	if (nargs > c->nargs) {
 		snprintf(why, 200, "%s: takes %u arguments, not %zu", name, c->nargs, nargs);
 		return -EINVAL;
@@ -392,7 +383,7 @@ syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, 
 		bool follows = c->arg[i].type[0] == '@'; /* from an argument that was given */
 
 		err = nargs >= 2 || !follows ? resolve(&p, (unsigned)i) : -EINVAL;
-		if (err == 0 && (is_type(&c->arg[i], "s") || strchr("wrRB", c->arg[i].type[0]) != NULL ||
+		if (err == 0 && (calldata_is(&c->arg[i], "s") || strchr("wrRB", c->arg[i].type[0]) != NULL || is_pieces(&c->arg[i]) ||
 				    (follows && strchr("<>~", c->arg[i].type[0]) != NULL))) {
 			snprintf(why, 200, "%s: takes %u arguments, not %zu", name, c->nargs, nargs);
 			err = -EINVAL;
@@ -401,16 +392,6 @@ syscall_text_parse(struct syscall_text *c, const char *name, char *const *args, 
 	c->shown = (unsigned)nargs;
 	fill_lengths(c, nargs);
 	return err;
-}
-
-struct arch_call
-syscall_text_call(const struct syscall_text *c, taddr base)
-{
-	struct arch_call call = {.nr = c->nr};
-
-	for (unsigned i = 0; i < 6; i++)
-		call.arg[i] = c->arg[i].value + (c->arg[i].is_data ? base : 0);
-	return call;
 }
 
 /* --- to text */
@@ -439,9 +420,9 @@ put_address(struct buf *out, const unsigned char *data, size_t len)
 
 /* An int that the call has been told, and may have changed. */
 static size_t
-int_behind(const struct syscall_text *c, unsigned k, size_t most)
+int_behind(const struct calldata *c, unsigned k, size_t most)
 {
-	const struct sysarg *a = k < c->nargs ? &c->arg[k] : NULL;
+	const struct calldata_arg *a = k < c->nargs ? &c->arg[k] : NULL;
 	int32_t value = 0;
 
 	if (a == NULL)
@@ -454,7 +435,7 @@ int_behind(const struct syscall_text *c, unsigned k, size_t most)
 }
 
 static void
-put_structs(struct buf *out, const struct syscall_text *c, const struct sysarg *a, int64_t result)
+put_structs(struct buf *out, const struct calldata *c, const struct calldata_arg *a, int64_t result)
 {
 	const char *name;
 	size_t n = struct_name(a, &name), size = struct_size(name, n), count = a->len / size;
@@ -472,14 +453,39 @@ put_structs(struct buf *out, const struct syscall_text *c, const struct sysarg *
 		text_put(out, "]");
 }
 
+/* Of a struct iovec or struct msghdr what was there or came. */
 static void
-put_pointed(struct buf *out, const struct syscall_text *c, unsigned i, int64_t result)
+put_pieces(struct buf *out, const struct calldata *c, unsigned i, int64_t result)
 {
-	const struct sysarg *a = &c->arg[i];
+	const struct calldata_arg *a = &c->arg[i];
+	const unsigned char *data = c->data.data + a->value;
+	size_t n = calldata_takes(a) ? a->len : min_u64(a->len, (uint64_t)max_i64(result, 0));
+	uint32_t head[4] = {0};
+
+	if (a->type[0] == 'm') {
+		memcpy(head, data, sizeof(head));
+		head[2] = (uint32_t)min_u64(head[2], a->len - CALLDATA_MSG);
+		n = calldata_takes(a) ? head[2] : min_u64(head[2], (uint64_t)max_i64(result, 0));
+		data += a->len - head[2]; /* it is last */
+	}
+	text_put(out, a->type[0] == 'm' ? "{msg_namelen=%u, msg_iov=" : "", head[0]);
+	text_put(out, "[{iov_base=");
+	string_put(out, data, n);
+	text_put(out, ", iov_len=%zu}]", n);
+	if (a->type[0] == 'm')
+		text_put(out, ", msg_controllen=%u, msg_flags=%#x}", head[1], head[3]);
+}
+
+static void
+put_pointed(struct buf *out, const struct calldata *c, unsigned i, int64_t result)
+{
+	const struct calldata_arg *a = &c->arg[i];
 	const unsigned char *data = c->data.data + a->value;
 
-	if (strchr(">rRB", a->type[0]) != NULL && result < 0)
+	if (calldata_gives(a) && a->type[0] != '~' && result < 0)
 		text_put(out, "_");
+	else if (is_pieces(a))
+		put_pieces(out, c, i, result);
 	else if (a->type[0] == 's')
 		string_put(out, data, a->len - 1);
 	else if (a->type[0] == 'r')
@@ -487,17 +493,17 @@ put_pointed(struct buf *out, const struct syscall_text *c, unsigned i, int64_t r
 	else if (a->type[0] == 'w' || a->type[0] == 'R')
 		string_put(out, data, a->len);
 	else if (a->type[0] == 'B')
-		string_put(out, data, int_behind(c, other_arg(a), a->len));
+		string_put(out, data, int_behind(c, calldata_other(a), a->len));
 	else if (is_address(a))
-		put_address(out, data, a->type[0] == '<' ? a->len : int_behind(c, other_arg(a), a->len));
+		put_address(out, data, a->type[0] == '<' ? a->len : int_behind(c, calldata_other(a), a->len));
 	else
 		put_structs(out, c, a, result);
 }
 
 void
-syscall_text_put_arg(struct buf *out, const struct syscall_text *c, unsigned i, int64_t result)
+syscall_text_put_arg(struct buf *out, const struct calldata *c, unsigned i, int64_t result)
 {
-	const struct sysarg *a = &c->arg[i];
+	const struct calldata_arg *a = &c->arg[i];
 	char set[16];
 
 	if (a->is_data) {
@@ -506,19 +512,19 @@ syscall_text_put_arg(struct buf *out, const struct syscall_text *c, unsigned i, 
 		set_of(a, set);
 		flags_put(out, set, a->type[0] == 'e' || a->value >> 32 == UINT32_MAX ? a->value : a->value & UINT32_MAX,
 		    a->type[0] == 'e');
-	} else if (is_type(a, "sig")) {
+	} else if (calldata_is(a, "sig")) {
 		signal_put(out, a->value);
-	} else if (is_type(a, "dfd") && (int)a->value == AT_FDCWD) {
+	} else if (calldata_is(a, "dfd") && (int)a->value == AT_FDCWD) {
 		text_put(out, "AT_FDCWD");
-	} else if (a->value == 0 && strchr("p<>~wrRBs", a->type[0]) != NULL) {
+	} else if (a->value == 0 && (calldata_is(a, "p") || calldata_pointer(a))) {
 		text_put(out, "NULL");
-	} else if (is_type(a, "o")) {
+	} else if (calldata_is(a, "o")) {
 		text_put(out, "%#llo", (unsigned long long)a->value);
-	} else if (is_type(a, "x") || is_type(a, "p")) {
+	} else if (calldata_is(a, "x") || calldata_is(a, "p")) {
 		text_put(out, "%#llx", (unsigned long long)a->value);
-	} else if (is_type(a, "u")) {
+	} else if (calldata_is(a, "u")) {
 		text_put(out, "%llu", (unsigned long long)a->value);
-	} else if (is_type(a, "l")) {
+	} else if (calldata_is(a, "l")) {
 		text_put(out, "%lld", (long long)a->value);
 	} else {
 		text_put(out, "%d", (int)a->value);
@@ -526,7 +532,7 @@ syscall_text_put_arg(struct buf *out, const struct syscall_text *c, unsigned i, 
 }
 
 void
-syscall_text_put_result(struct buf *out, const struct syscall_text *c, int64_t result)
+syscall_text_put_result(struct buf *out, const struct calldata *c, int64_t result)
 {
 	bool address = c->nr == SYS_mmap || c->nr == SYS_mremap || c->nr == SYS_brk || c->nr == SYS_shmat;
 
@@ -540,7 +546,7 @@ syscall_text_put_result(struct buf *out, const struct syscall_text *c, int64_t r
 }
 
 void
-syscall_text_put(struct buf *out, const struct syscall_text *c, int64_t result)
+syscall_text_put(struct buf *out, const struct calldata *c, int64_t result)
 {
 	text_put(out, "%s(", syscall_name(c->nr));
 	for (unsigned i = 0; i < c->shown; i++) {

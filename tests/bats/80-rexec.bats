@@ -78,7 +78,7 @@ call() {
 
 @test "what cannot be had executed is refused by name" {
 	start_job
-	for words in "fork" "exit_group 0" "execve /bin/true NULL NULL" "rt_sigreturn" "ptrace 0" "ioctl 0 0x1234 _" "writev 1 _ 1"; do
+	for words in "fork" "exit_group 0" "execve /bin/true NULL NULL" "rt_sigreturn" "ptrace 0" "ioctl 0 0x1234 _" "msgsnd 1 _ 1 0"; do
 		# shellcheck disable=SC2086
 		run -69 rexec-sys call -p "$PID" $words
 		[[ $output == *"${words%% *}"* ]]

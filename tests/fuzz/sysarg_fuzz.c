@@ -3,7 +3,7 @@
 #include "sysarg.h"
 
 static void
-print(struct syscall_text *c, uint64_t noise)
+print(struct calldata *c, uint64_t noise)
 {
 	static const int64_t results[] = {0, 1, -1, -22, 4096, INT64_MAX, INT64_MIN};
 	struct buf out = {0};
@@ -22,7 +22,7 @@ fuzz_one(const unsigned char *data, size_t len)
 {
 	static const int64_t results[] = {3, -1, INT64_MAX};
 	char *text = malloc(len + 1), *words[8], *save = NULL, why[200];
-	struct syscall_text c;
+	struct calldata c;
 	size_t n = 0;
 
 	memcpy(text, data, len);
@@ -33,12 +33,12 @@ fuzz_one(const unsigned char *data, size_t len)
 	for (char *w = strtok_r(text, "\n", &save); w != NULL && n < 8; w = strtok_r(NULL, "\n", &save))
 		words[n++] = w;
 	if (n > 0 && syscall_text_parse(&c, words[0], words + 1, n - 1, results, 3, why) == 0) {
-		syscall_text_call(&c, 0x1000);
+		calldata_native_room(&c), calldata_native(&c, 0x1000);
 		print(&c, 0);
 		print(&c, 0xfedcba9876543210 ^ len);
 	}
 	if (n > 0)
-		syscall_text_fini(&c);
+		calldata_fini(&c);
 	free(text);
 }
 

@@ -12,7 +12,7 @@ static char why[200];
 
 /* Words separated by blanks (strings and structs here have none). Returns what syscall_text_parse() does. */
 static int
-parse(struct syscall_text *c, const char *line)
+parse(struct calldata *c, const char *line)
 {
 	static const int64_t results[] = {7, -1};
 	char copy[512], *words[8], *save = NULL;
@@ -27,7 +27,7 @@ parse(struct syscall_text *c, const char *line)
 static void
 prints(const char *line, int64_t result, const char *want)
 {
-	struct syscall_text c;
+	struct calldata c;
 	struct buf out = {0};
 	int err = parse(&c, line);
 
@@ -38,17 +38,17 @@ prints(const char *line, int64_t result, const char *want)
 		printf("# %s: %s\n", line, err < 0 ? why : (char *)out.data);
 	ok(err == 0 && strcmp((char *)out.data, want) == 0, line);
 	buf_fini(&out);
-	syscall_text_fini(&c);
+	calldata_fini(&c);
 }
 
 static void
 refused(const char *line, int status)
 {
-	struct syscall_text c;
+	struct calldata c;
 	int err = parse(&c, line);
 
 	ok(err == status, line);
-	syscall_text_fini(&c);
+	calldata_fini(&c);
 }
 
 /* Every row of the table is one that the parser understands: each argument given as NULL or 0. */
@@ -62,7 +62,7 @@ whole_table(void)
 	for (long nr = 0; nr < 512; nr++) {
 		const char *spec = syscall_arguments(nr);
 		char *args[6];
-		struct syscall_text c;
+		struct calldata c;
 		size_t n = 0;
 
 		if (spec == NULL || strcmp(spec, "?") == 0 || syscall_never_lent(nr))
@@ -70,7 +70,8 @@ whole_table(void)
 		known++;
 		for (; *spec != '\0'; spec += strspn(spec, " ")) {
 			size_t len = strcspn(spec, " ");
-			bool pointer = strchr("<>~wrRB", spec[0]) != NULL || (spec[0] == 's' && len == 1);
+			bool pointer = strchr("<>~wrRB", spec[0]) != NULL || (spec[0] == 's' && len == 1) || strncmp(spec, "iov", 3) == 0 ||
+			    strncmp(spec, "msg", 3) == 0;
 
 			if (strchr("<>~", spec[0]) != NULL && strncmp(spec + 1, "sockaddr", 8) != 0)
 				good &= struct_size(spec + 1, strcspn(spec + 1, " *")) > 0;
@@ -81,7 +82,7 @@ whole_table(void)
 			printf("# %s: %s\n", syscall_name(nr), why);
 			good = false;
 		}
-		syscall_text_fini(&c);
+		calldata_fini(&c);
 	}
 	ok(good && known > 250, "every row of syscall.def");
 }
@@ -122,6 +123,10 @@ main(void)
 	prints("sched_getattr 0 _ 4 0", 0, "sched_getattr(0, \"\\0\\0\\0\\0\", 4, 0) = 0");
 	prints("fcntl 1 F_GETFD", 1, "fcntl(1, F_GETFD) = 1");
 	prints("poll [{fd=-1,events=1}] 1 0", 0, "poll([{fd=-1, events=1, revents=0}], 1, 0) = 0");
+	prints("writev 1 \"abc\"", 3, "writev(1, [{iov_base=\"abc\", iov_len=3}], 1) = 3");
+	prints("readv 0 2 1", 1, "readv(0, [{iov_base=\"\\0\", iov_len=1}], 1) = 1");
+	prints("sendmsg 3 \"abc\" MSG_NOSIGNAL", 3,
+	    "sendmsg(3, {msg_namelen=0, msg_iov=[{iov_base=\"abc\", iov_len=3}], msg_controllen=0, msg_flags=0}, MSG_NOSIGNAL) = 3");
 	prints("getpid", 12, "getpid() = 12");
 	refused("nothing", -EINVAL);
 	refused("close 1 2", -EINVAL);
@@ -153,7 +158,8 @@ main(void)
 	refused("ioctl 0 0x9999", -ENOTSUP);
 	refused("set_tid_address NULL", -ENOTSUP);
 	refused("fork", -ENOTSUP);
-	refused("writev 1 _ 1", -ENOTSUP);
+	refused("writev 1 _ 1", -EINVAL);
+	refused("msgsnd 1 _ 1 0", -ENOTSUP);
 	refused("ioctl 0 0x1234 0", -ENOTSUP);
 	return done();
 }

@@ -127,6 +127,13 @@ void arch_set_park(struct arch_regs *regs, taddr park_at, int64_t pid, int64_t t
 /* Where the frame is, by the registers of a parked thread. */
 taddr arch_park_frame(const struct arch_regs *regs);
 
+/*
+ * One call in this process, as the kernel returns it, which a signal handler can end at any instant: with *cancelled set before the signal,
+ * and arch_interrupt() called by the handler, it returns -EINTR if it has not begun or waits. The handler must be without SA_RESTART.
+ */
+int64_t arch_interruptible_call(const volatile int *cancelled, const struct arch_call *call);
+void arch_interrupt(void *ucontext);
+
 /* Patch the function at code+offset (which will be at `at`) into a jump to `to`, or into a plain
  * system call nr, or into `return -ENOSYS` (nr < 0). room: bytes up to the end of the area. */
 #define ARCH_JUMP_BYTES 16

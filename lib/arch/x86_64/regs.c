@@ -2,6 +2,7 @@
  * Registers, interrupted calls, and the signal frame of x86-64.
  */
 #include <cpuid.h>
+#include <ucontext.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -317,4 +318,15 @@ arch_put_stub(unsigned char *code, long nr)
 	memcpy(code, nr < 0 ? none : call, ARCH_JUMP_BYTES);
 	if (nr >= 0)
 		memcpy(code + 1, &n, sizeof(n));
+}
+
+extern const char arch_interruptible_begin[], arch_interruptible_end[], arch_interruptible_out[];
+
+void
+arch_interrupt(void *ucontext)
+{
+	greg_t *rip = &((ucontext_t *)ucontext)->uc_mcontext.gregs[REG_RIP];
+
+	if ((const char *)*rip >= arch_interruptible_begin && (const char *)*rip < arch_interruptible_end)
+		*rip = (greg_t)arch_interruptible_out;
 }

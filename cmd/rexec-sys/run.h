@@ -1,0 +1,203 @@
+/*
+ * rexec-sys run: a command runs here, and its files are another machine's. We are the tracer of all its threads, and the supervisor of a
+ * seccomp filter that stops the calls which need that machine; everything else runs as if nobody looked. One thread, one loop:
+ *
+ *   run.c         start, the loop, the end
+ *   run_filter.c  which calls are stopped, off syscall.def
+ *   run_trace.c   what ptrace tells: threads, processes, signals, exec
+ *   run_calls.c   what becomes of a call
+ *   run_table.c   calls that change the table of files, or that need it changed
+ *   run_paths.c   paths of here
+ *   run_wait.c    calls that wait for several files
+ *   run_exec.c    programs are fetched, and executed as copies
+ *   run_copy.c    copies of files, to map and to execute
+ *
+ * Every file of the other machine has a placeholder of the same number here, and every file of here one there, so that both tables have the
+ * same free numbers; the other machine gives them out. What is closed there stays as a placeholder here, until its number is given out again: so
+ * two threads cannot get in each other's way.
+ */
+#ifndef RUN_H
+#define RUN_H
+
+#include <linux/seccomp.h>
+#include <sys/stat.h>
+
+#include "rexec.h"
+
+struct run_options {
+	const char *address, *key;
+	bool local_program; /* program and libraries are those of here */
+	char **command;
+};
+
+/* Returns its exit status (128 + signal), or a negative errno, logged. */
+int run(const struct run_options *o);
+
+/* --- what the supervisor knows */
+
+enum where { NOWHERE, HERE, THERE };
+
+struct file {
+	enum where where;
+	struct epoll *epoll; /* it is one, there; borrowed from run */
+};
+
+/* An epoll instance of there: its placeholder is one of here, for files of here. */
+struct epoll {
+	int fd; /* ours, of the placeholder */
+	struct member *local; /* files of here that are in it */
+	size_t nlocal;
+};
+
+/* Threads that share a table of files. */
+struct process {
+	pid_t pid;
+	size_t nthreads;
+	struct file *files; /* by number */
+	size_t nfiles;
+	char *program; /* its path there, or here */
+};
+
+enum phase {
+	PHASE_NONE,     /* it runs */
+	PHASE_ASKED,    /* its call is there */
+	PHASE_CANCELLED,/* the same, but it shall come back: a signal is to be delivered, or a file of here is ready */
+	PHASE_ANSWERED, /* the result is here, and nobody waits for it: a signal came first */
+};
+
+struct thread {
+	pid_t tid;
+	uint32_t number; /* as the other machine knows it */
+	struct process *process;
+	bool born;       /* its parent's event has come */
+	bool stopped;    /* it waits for that, or for a call to come back before `signal` is delivered */
+	int signal;
+	/* Its call. */
+	enum phase phase;
+	struct arch_call call;
+	struct arch_call sent;  /* as the other machine has it: mostly the same */
+	struct calldata data;   /* of that */
+	uint32_t rooms[2];      /* of recvmsg(2): for the name, and for control data */
+	uint32_t id;
+	int64_t result;
+	uint64_t notification;  /* 0: nobody waits for an answer */
+	struct wait *wait;      /* it waits for several files; owned */
+	/* The mask that it asked for while it waits, and its own, if that is not set now. */
+	enum { MASK_OWN, MASK_WANTED, MASK_SET, MASK_RETURN } mask;
+	uint64_t mask_wanted, mask_own;
+	bool mask_saved;
+	/* It executes a program; then it gets the program's name. */
+	enum { EXEC_NONE, EXEC_BEGUN, EXEC_DONE, EXEC_NAMING, EXEC_NAMED } exec;
+	struct arch_regs exec_regs;
+	char *exec_program;
+};
+
+struct copy {
+	uint64_t dev, ino, size, mtime, mtime_nsec;
+	int fd;                 /* read-only */
+	struct copy *interpreter; /* the one that was set in it; NULL: none */
+};
+
+struct run {
+	const struct run_options *options;
+	struct remote remote;
+	int signals, listener;
+	int placeholder;
+	pid_t first;
+	int status;             /* of the first; -1: it runs */
+	bool ended;             /* the other machine has gone */
+	uint32_t last_number;
+	struct process **processes;
+	size_t nprocesses;
+	struct thread **threads;
+	size_t nthreads;
+	struct copy **copies;
+	size_t ncopies;
+	struct epoll **epolls;
+	size_t nepolls;
+	struct result {         /* that came while another was waited for */
+		uint32_t id;
+		struct buf body;
+	} *results;
+	size_t nresults;
+};
+
+/* run.c */
+void run_lost(struct run *r, const char *why);
+
+/* run_filter.c: in the command's own process, just before its exec. Returns the listener, or -1 with errno. */
+int filter_install(void);
+
+/* run_trace.c */
+int trace_begin(struct run *r, pid_t first);
+void trace_events(struct run *r);
+/* The result of a call has come for which the thread stands still. */
+void trace_returned(struct run *r, struct thread *t);
+struct thread *thread_find(const struct run *r, pid_t tid);
+/* Own memory of the thread. calldata_copy: ctx is the thread. */
+int thread_read(void *ctx, taddr at, void *data, size_t len);
+int thread_write(void *ctx, taddr at, void *data, size_t len);
+/* Text up to a NUL; the caller frees; NULL where it cannot be read or is too long (errno). */
+char *thread_string(struct thread *t, taddr at);
+
+/* run_calls.c */
+void calls_notified(struct run *r);
+void calls_received(struct run *r);
+/* The call returns this. Where a signal came first, t->phase stays PHASE_ANSWERED, if the other machine has executed it. */
+void call_respond(struct run *r, struct thread *t, int64_t result);
+/* The thread executes it itself. */
+void call_continue(struct run *r, struct thread *t);
+/* Give the thread the fd `source` of ours at number `at` (close-on-exec or not); answer: that is what its call returns. */
+void call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, bool answer);
+/* Have it executed there: as it is; as another one with the same pointers; with t->data made, and t->sent. */
+void call_forward(struct run *r, struct thread *t);
+void call_forward_as(struct run *r, struct thread *t, const struct arch_call *call);
+void call_send(struct run *r, struct thread *t);
+/* The result of t's call is here: let it have it. */
+void call_complete(struct run *r, struct thread *t);
+/* Have a call executed there for t, and wait for it: one that does not wait itself, with pointers into our own memory. */
+int64_t call_now(struct run *r, struct thread *t, long nr, const uint64_t arg[6]);
+#define CALL_NOW(r, t, nr, ...) call_now(r, t, nr, (const uint64_t[6]){__VA_ARGS__})
+#define CALL_ADDRESS(p) ((uint64_t)(uintptr_t)(p))
+
+/* run_table.c */
+enum where file_where(const struct process *p, int64_t fd);
+struct file *file_at(struct process *p, int64_t fd);
+void file_set(struct run *r, struct process *p, int64_t fd, enum where where);
+/* Is this one of its calls? Begins it then. And ends it, with what has come of it. */
+bool table_call(struct run *r, struct thread *t);
+/* Does the message that t->data has, for a socket of there, carry files of here? */
+bool table_sends_here(const struct thread *t);
+bool table_complete(struct run *r, struct thread *t);
+/* A file of the thread as one of ours, or a negative errno. Silent. */
+int file_fetch(const struct thread *t, int fd);
+/* A file of ours (taken) is to be one of the process's. */
+void table_add_here(struct run *r, struct thread *t, int fd, bool cloexec);
+
+/* run_paths.c: is the path one of here? If so, begins the call. */
+bool paths_call(struct run *r, struct thread *t);
+
+/* run_wait.c */
+bool wait_call(struct run *r, struct thread *t);
+bool wait_complete(struct run *r, struct thread *t);
+void wait_drop(struct thread *t);
+/* Files of here that are waited for, for poll(2): adds to fds[], returns how many there are then; and some are ready. */
+struct pollfd;
+size_t wait_add_fds(struct run *r, struct pollfd **fds, size_t n);
+void wait_ready(struct run *r);
+/* A file of here is closed. */
+void wait_forget(struct run *r, const struct process *p, int fd);
+/* The thread has been stopped for its mask; and it gets its own back before a handler runs. */
+void wait_stopped(struct thread *t);
+void wait_own_mask(struct thread *t);
+
+/* run_exec.c */
+void exec_stop(struct run *r, struct thread *t);
+void exec_syscall_stop(struct run *r, struct thread *t);
+void exec_done(struct run *r, struct thread *t);
+
+/* run_copy.c: of the file that is open there as fd; NULL: *err says why. */
+struct copy *copy_of(struct run *r, struct thread *t, int fd, const struct stat *st, int64_t *err);
+struct copy *copy_with_interpreter(struct run *r, struct copy *program, struct copy *interpreter, uint64_t at, uint64_t room);
+
+#endif

@@ -1,0 +1,153 @@
+/*
+ * Calls and results as bytes.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "calldata.h"
+
+/* --- on the wire: number, then for each argument 0 and its value, 1 and its data, or 2 and the length of the room */
+
+enum { VALUE, DATA, ROOM };
+enum { TAIL_MIN = 16 << 10 };
+
+void
+calldata_put_call(struct buf *out, const struct calldata *c)
+{
+	buf_put_u32(out, (uint32_t)c->nr);
+	for (unsigned i = 0; i < c->nargs; i++) {
+		const struct calldata_arg *a = &c->arg[i];
+		bool takes = calldata_takes(a) || calldata_is(a, "msgr");
+
+		buf_put_u8(out, !a->is_data ? VALUE : takes ? DATA : ROOM);
+		buf_put_u64(out, a->is_data ? a->len : a->value);
+		if (calldata_is(a, "msgr") && a->is_data)
+			buf_put(out, c->data.data + a->value, CALLDATA_MSG);
+		else if (a->is_data && takes)
+			buf_put(out, c->data.data + a->value, a->len);
+	}
+}
+
+/* Does the data that came for argument i hold all that the kernel will touch? */
+static int
+check_data(const struct calldata *c, unsigned i)
+{
+	const struct calldata_arg *a = &c->arg[i];
+	const unsigned char *data;
+	struct calldata_parts p;
+	uint64_t len;
+
+	if (!a->is_data)
+		return 0;
+	data = c->data.data + a->value;
+	if (calldata_is(a, "s"))
+		return a->len > 0 && a->len <= CALLDATA_PATH_MAX && memchr(data, '\0', a->len) == data + a->len - 1 ? 0 : -EPROTO;
+	if (calldata_is_iov(a))
+		return 0;
+	if (calldata_is_msg(a)) {
+		if (a->len < CALLDATA_MSG)
+			return -EPROTO;
+		p = calldata_parts(data);
+		return p.name <= CALLDATA_ADDRESS_MAX && p.control <= CALLDATA_CONTROL_MAX && p.all == a->len ? 0 : -EPROTO;
+	}
+	return calldata_wanted(c, i, &len) == 0 && len <= a->len ? 0 : -EPROTO;
+}
+
+/* Argument i as it came. What is not a pointer is a value; what is one has data or is NULL. */
+static int
+get_arg(struct calldata *c, unsigned i, struct rbuf *r)
+{
+	struct calldata_arg *a = &c->arg[i];
+	uint8_t form = rbuf_get_u8(r);
+	uint64_t value = rbuf_get_u64(r);
+	bool msgr = calldata_is(a, "msgr"), takes = calldata_takes(a) || msgr;
+	const void *data;
+	int err;
+
+	if (r->failed || form != (form == VALUE ? VALUE : takes ? DATA : ROOM))
+		return -EPROTO;
+	if (form == VALUE) {
+		a->value = value;
+		return calldata_pointer(a) && value != 0 ? -EPROTO : 0;
+	}
+	if (!calldata_pointer(a) || value > CALLDATA_MAX + CALLDATA_CONTROL_MAX + 4096)
+		return -EPROTO;
+	if (form == ROOM)
+		return calldata_put(c, i, NULL, value);
+	data = rbuf_get(r, msgr ? CALLDATA_MSG : value);
+	if (data == NULL || (msgr && value < CALLDATA_MSG))
+		return -EPROTO;
+	err = calldata_put(c, i, msgr ? NULL : data, value);
+	if (err == 0 && msgr)
+		memcpy(c->data.data + a->value, data, CALLDATA_MSG);
+	return err;
+}
+
+int
+calldata_get_call(struct calldata *c, const unsigned char *body, size_t len)
+{
+	struct rbuf r = {body, len, 0, false};
+	uint32_t nr = rbuf_get_u32(&r);
+	int err;
+
+	*c = (struct calldata){0};
+	if (r.failed)
+		return -EPROTO;
+	err = calldata_init(c, (long)min_u64(nr, INT32_MAX));
+	for (unsigned i = 0; i < c->nargs && err == 0; i++) {
+		err = c->arg[i].type[0] == '@' ? calldata_resolve(c) : 0;
+		if (err == 0)
+			err = get_arg(c, i, &r);
+	}
+	for (unsigned i = 0; i < c->nargs && err == 0; i++)
+		err = check_data(c, i);
+	return err < 0 || (!r.failed && rbuf_left(&r) == 0) ? err : -EPROTO;
+}
+
+void
+calldata_put_result(struct buf *out, const struct calldata *c, int64_t result, const void **tail, size_t *tail_len)
+{
+	unsigned last = 0;
+
+	*tail = NULL;
+	*tail_len = 0;
+	for (unsigned i = 0; i < c->nargs; i++)
+		if (c->arg[i].is_data && calldata_gives(&c->arg[i]))
+			last = i;
+	buf_put_u64(out, (uint64_t)result);
+	for (unsigned i = 0; i < c->nargs; i++) {
+		size_t n = calldata_given(c, i, result);
+
+		if (!c->arg[i].is_data || !calldata_gives(&c->arg[i]))
+			continue;
+		buf_put_u64(out, n);
+		if (i == last && n >= TAIL_MIN) {
+			*tail = c->data.data + c->arg[i].value;
+			*tail_len = n;
+		} else {
+			buf_put(out, c->data.data + c->arg[i].value, n);
+		}
+	}
+}
+
+int
+calldata_get_result(struct calldata *c, const unsigned char *body, size_t len, int64_t *result)
+{
+	struct rbuf r = {body, len, 0, false};
+
+	*result = (int64_t)rbuf_get_u64(&r);
+	for (unsigned i = 0; i < c->nargs; i++) {
+		const struct calldata_arg *a = &c->arg[i];
+		const void *data;
+		uint64_t n;
+
+		if (!a->is_data || !calldata_gives(a))
+			continue;
+		n = rbuf_get_u64(&r);
+		if (n > a->len || (data = rbuf_get(&r, n)) == NULL)
+			return -EPROTO;
+		if (n > 0)
+			memcpy(c->data.data + a->value, data, n);
+	}
+	return r.failed || rbuf_left(&r) > 0 ? -EPROTO : 0;
+}
