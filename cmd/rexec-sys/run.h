@@ -77,10 +77,10 @@ struct thread {
 	struct arch_call call;
 	struct arch_call sent;  /* as the other machine has it: mostly the same */
 	struct calldata data;   /* of that */
-	uint32_t rooms[2];      /* of recvmsg(2): for the name, and for control data */
 	uint32_t id;
 	int64_t result;
 	uint64_t notification;  /* 0: nobody waits for an answer */
+	bool native;            /* it executes the call itself */
 	struct wait *wait;      /* it waits for several files; owned */
 	/* The mask that it asked for while it waits, and its own, if that is not set now. */
 	enum { MASK_OWN, MASK_WANTED, MASK_SET, MASK_RETURN } mask;
@@ -89,7 +89,7 @@ struct thread {
 	/* It executes a program; then it gets the program's name. */
 	enum { EXEC_NONE, EXEC_BEGUN, EXEC_DONE, EXEC_NAMING, EXEC_NAMED } exec;
 	struct arch_regs exec_regs;
-	char *exec_program;
+	char *exec_program, exec_name[16];
 };
 
 struct copy {

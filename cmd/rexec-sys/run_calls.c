@@ -55,6 +55,7 @@ call_continue(struct run *r, struct thread *t)
 	}
 	t->notification = 0;
 	t->phase = PHASE_NONE;
+	t->native = true;
 }
 
 void
@@ -70,7 +71,7 @@ call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, 
 		}
 		return;
 	}
-	if (errno == ENOENT && t->phase != PHASE_NONE) {
+	if (errno == ENOENT && (t->phase != PHASE_NONE || !answer)) {
 		interrupted(r, t); /* it asks again */
 		return;
 	}
@@ -118,8 +119,6 @@ call_forward_as(struct run *r, struct thread *t, const struct arch_call *call)
 		refuse(r, t);
 		return;
 	}
-	if (err == 0 && t->sent.nr == SYS_recvmsg && t->data.arg[1].is_data)
-		memcpy(t->rooms, t->data.data.data + t->data.arg[1].value, sizeof(t->rooms));
 	if (err == 0 && table_sends_here(t))
 		err = -EINVAL;
 	if (err < 0)
@@ -520,6 +519,7 @@ calls_notified(struct run *r)
 	if (!same && t->phase != PHASE_NONE)
 		abandon(r, t);
 	t->notification = n.id;
+	t->native = false;
 	if (same && t->phase == PHASE_ANSWERED) {
 		/* What was kept for it, wherever it wants it now. */
 		if (t->sent.nr == t->call.nr)

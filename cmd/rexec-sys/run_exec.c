@@ -242,6 +242,14 @@ refuse(struct thread *t, int64_t err)
 	ptrace(PTRACE_CONT, t->tid, NULL, NULL);
 }
 
+static const char *
+base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash != NULL ? slash + 1 : path;
+}
+
 /* Of paths that only the thread can follow. */
 static const char *
 as_there(const struct thread *t, const char *path, char other[PATH_MAX])
@@ -287,6 +295,9 @@ exec_stop(struct run *r, struct thread *t)
 		err = resolve(r, t, dfd, as_there(t, path, other), by_fd, &p);
 	if (err == 0)
 		err = lay_down(t, &p, &regs, at ? regs.rdx : regs.rsi);
+	/* As the kernel has it: a script is called as it was called. */
+	if (err == 0)
+		snprintf(t->exec_name, sizeof(t->exec_name), "%s", base_name(path[0] != '\0' ? path : p.path != NULL ? p.path : "program"));
 	free(path);
 	if (err < 0) {
 		program_fini(&p);
@@ -354,16 +365,15 @@ exec_done(struct run *r, struct thread *t)
 static bool
 begin_naming(struct thread *t)
 {
-	const char *slash = t->process->program != NULL ? strrchr(t->process->program, '/') : NULL;
 	struct proc_maps maps = {0};
 	struct arch_regs regs;
-	char name[16] = "", path[32];
+	char path[32];
 	taddr gadget = 0, restorer, at;
 	int proc = proc_open(t->tid), mem;
 
 	snprintf(path, sizeof(path), "/proc/%d/mem", t->tid);
 	mem = open(path, O_RDONLY | O_CLOEXEC);
-	if (proc >= 0 && mem >= 0 && slash != NULL && proc_read_maps(proc, false, &maps) == 0)
+	if (proc >= 0 && mem >= 0 && proc_read_maps(proc, false, &maps) == 0)
 		tracee_find_gadgets(mem, &maps, &gadget, &restorer);
 	proc_maps_fini(&maps);
 	close_fd(&proc);
@@ -371,9 +381,8 @@ begin_naming(struct thread *t)
 	if (gadget == 0 || tracee_get_regs(t->tid, &regs) < 0)
 		return false;
 	t->exec_regs = regs;
-	snprintf(name, sizeof(name), "%.15s", slash + 1);
 	at = (regs.rsp - 64) & ~15ULL;
-	if (thread_write(t, at, name, sizeof(name)) < 0)
+	if (thread_write(t, at, t->exec_name, sizeof(t->exec_name)) < 0)
 		return false;
 	arch_set_call(&regs, gadget, &(struct arch_call){SYS_prctl, {PR_SET_NAME, at}});
 	return tracee_set_regs(t->tid, &regs) == 0;

@@ -98,7 +98,8 @@ forget(struct run *r, struct thread *t, int fd)
 {
 	if (file_where(t->process, fd) == HERE)
 		call_give_fd(r, t, r->placeholder, fd, true, false); /* and so what was there is closed, here and now */
-	file_set(r, t->process, fd, NOWHERE);
+	if (t->notification != 0)
+		file_set(r, t->process, fd, NOWHERE);
 }
 
 /* A free number for a file of here: one of /dev/null there, opened for it. */
@@ -316,7 +317,8 @@ close_begins(struct run *r, struct thread *t)
 		forget(r, t, (int)t->call.arg[0]);
 	else
 		file_set(r, t->process, (int)t->call.arg[0], NOWHERE);
-	call_forward(r, t);
+	if (t->notification != 0) /* else a signal came first, and it calls again */
+		call_forward(r, t);
 }
 
 /* Of calls about one file, which is there or here. */
@@ -463,8 +465,8 @@ received(struct run *r, struct thread *t)
 
 	memcpy(head, data, sizeof(head));
 	/* The rooms are as long as they were asked for; the head says how much came. */
-	at = CALLDATA_MSG + (size_t)round_up(t->rooms[0], 16);
-	head[1] = (uint32_t)min_u64(head[1], t->rooms[1]);
+	at = CALLDATA_MSG + (size_t)round_up(t->data.rooms[0], 16);
+	head[1] = (uint32_t)min_u64(head[1], t->data.rooms[1]);
 	for (size_t k = 0; k + sizeof(c) <= head[1]; k += CMSG_ALIGN(c.cmsg_len)) {
 		memcpy(&c, data + at + k, sizeof(c));
 		if (c.cmsg_len < sizeof(c) || c.cmsg_len > head[1] - k)

@@ -242,6 +242,24 @@ set_result(struct thread *t, int64_t result)
 }
 
 /*
+ * A call that never waits for others has not begun when a signal comes first, and does not return EINTR: it begins again. One that the thread
+ * executes itself is the kernel's to judge.
+ */
+static void
+begin_again(struct thread *t)
+{
+	struct arch_regs regs;
+	bool prompt;
+
+	if (tracee_get_regs(t->tid, &regs) < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
+		return;
+	prompt = syscall_class((long)regs.orig_rax) != SYSCALL_HERE &&
+	    (!syscall_blocks((long)regs.orig_rax) || regs.orig_rax == SYS_close || regs.orig_rax == SYS_open || regs.orig_rax == SYS_openat);
+	if (prompt && !(t->native && (uint64_t)t->call.nr == regs.orig_rax && t->call.arg[0] == regs.rdi && t->call.arg[1] == regs.rsi))
+		set_result(t, RESTART_ALWAYS);
+}
+
+/*
  * A signal is to be delivered to a thread whose call is there, or has been answered too late. What the call has done must not be lost: it is
  * called back, and the thread stands still until it is clear what became of it.
  */
@@ -249,6 +267,8 @@ static void
 signal_stop(struct run *r, struct thread *t, int sig)
 {
 	t->notification = 0;
+	if (t->phase == PHASE_NONE)
+		begin_again(t);
 	if (t->phase == PHASE_NONE || !has_handler(t->tid, sig)) {
 		/* It begins the call again, and finds it there; or it ends. */
 		go_on(t, PTRACE_CONT, sig);
@@ -299,7 +319,7 @@ over(struct run *r, struct thread *t, int status)
 	bool first = t->tid == r->first;
 
 	thread_remove(r, t);
-	if (first)
+	if (first && !r->ended)
 		r->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 

@@ -179,7 +179,8 @@ unix_socket(const struct addr *a, bool listening)
 	}
 	if (err < 0) {
 		close(fd);
-		return fail(-err, "%s: %s", a->text, strerror(-err));
+		fail(-err, "%s: %s", a->text, strerror(-err));
+		return listening ? err : -EHOSTUNREACH;
 	}
 	return fd;
 }

@@ -293,6 +293,7 @@ take_message(struct calldata *c, unsigned i, taddr at, calldata_copy *read, void
 		return err;
 	data = c->data.data + c->arg[i].value;
 	memcpy(data, head, sizeof(head));
+	memcpy(c->rooms, head, sizeof(c->rooms));
 	if (calldata_is(&c->arg[i], "msgr"))
 		return 0;
 	if ((parts.name > 0 && read(ctx, m.name, data + CALLDATA_MSG, parts.name) < 0) ||
@@ -382,25 +383,22 @@ give_message(const struct calldata *c, unsigned i, const struct arch_call *call,
 	struct calldata_parts parts = calldata_parts(data);
 	struct message m;
 	struct pieces p;
-	size_t rooms[3];
 	uint32_t name_len;
 	int err = read(ctx, call->arg[i], &m, sizeof(m)) < 0 ? -EFAULT : get_pieces(&p, m.iov, m.iov_len, read, ctx);
 
 	if (err < 0)
 		return err;
-	rooms[0] = m.name == 0 ? 0 : min_u64((uint32_t)m.name_len, CALLDATA_ADDRESS_MAX);
-	rooms[1] = m.control == 0 ? 0 : min_u64(m.control_len, CALLDATA_CONTROL_MAX);
-	/* As it was laid out: by the rooms. */
+	/* It is laid out by the rooms, and the lengths are what came. */
 	name_len = parts.name;
 	m.control_len = parts.control;
 	m.flags = parts.flags;
-	parts.control_at = CALLDATA_MSG + padded(rooms[0]);
-	parts.data_at = parts.control_at + padded(rooms[1]);
+	parts.control_at = CALLDATA_MSG + padded(c->rooms[0]);
+	parts.data_at = parts.control_at + padded(c->rooms[1]);
 	if (parts.data_at + min_u64((uint64_t)result, p.total) > c->arg[i].len)
 		return -EFAULT; /* it has changed them meanwhile */
-	if ((min_u64(rooms[0], name_len) > 0 && write(ctx, m.name, (void *)(data + CALLDATA_MSG), min_u64(rooms[0], name_len)) < 0) ||
-	    (min_u64(rooms[1], parts.control) > 0 &&
-		write(ctx, m.control, (void *)(data + parts.control_at), min_u64(rooms[1], parts.control)) < 0))
+	if ((min_u64(c->rooms[0], name_len) > 0 && write(ctx, m.name, (void *)(data + CALLDATA_MSG), min_u64(c->rooms[0], name_len)) < 0) ||
+	    (min_u64(c->rooms[1], parts.control) > 0 &&
+		write(ctx, m.control, (void *)(data + parts.control_at), min_u64(c->rooms[1], parts.control)) < 0))
 		return -EFAULT;
 	m.name_len = m.name == 0 ? m.name_len : name_len;
 	err = copy_pieces(&p, (unsigned char *)data + parts.data_at, min_u64((uint64_t)result, p.total), write, ctx);
