@@ -119,8 +119,12 @@ demo: all
 
 bench: all
 	$(Q)tools/deps test
-	$(Q)$(MAKE) --no-print-directory $(HELPERS) $(BUILD)/bench/limit
+	$(Q)$(MAKE) --no-print-directory $(HELPERS) $(BUILD)/bench/limit $(BUILD)/bench/calls
 	$(Q)bench/run $(BUILD)
+	$(Q)bench/calls.sh $(BUILD)
+$(BUILD)/bench/calls: bench/calls.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O2 -Wall -Wextra -D_GNU_SOURCE -o $@ $<
 $(BUILD)/bench/limit: bench/limit.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -Wall -Wextra -D_GNU_SOURCE -o $@ $<

@@ -77,6 +77,8 @@ run_line(struct executes *x, const struct call_options *o, const struct line *li
 
 	if (err < 0)
 		fail(-err, "%s", why);
+	if (err == 0 && calldata_check(&c) < 0)
+		err = fail(EINVAL, "%s: there is not as much data as the call would touch", syscall_name(c.nr));
 	if (err == 0)
 		err = x->remote != NULL ? remote_call(x->remote, 1, &c, &results[n]) : lend_call(&x->lender, &c, &results[n]);
 	if (err == 0)

@@ -36,9 +36,13 @@ executors_begin(void)
 static void
 each_fd(const struct session *s, void (*act)(int fd, const uint32_t *keep, size_t n), const uint32_t *keep, size_t n)
 {
-	DIR *d = opendir("/proc/thread-self/fd");
+	int dir = openat(s->proc, "thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = dir >= 0 ? fdopendir(dir) : NULL;
 	struct dirent *e;
 
+	for (int fd = 0; d == NULL && fd < s->floor; fd++) /* the table may be full */
+		if (fcntl(fd, F_GETFD) >= 0)
+			act(fd, keep, n);
 	while (d != NULL && (e = readdir(d)) != NULL) {
 		int fd = atoi(e->d_name);
 
@@ -115,6 +119,8 @@ executor_main(void *arg)
 		switch (e->order) {
 		case ORDER_CALL:
 			execute(e);
+			if (e->ending)
+				return NULL; /* freed by the one that joins it */
 			continue;
 		case ORDER_CHILD:
 		case ORDER_THREAD:
@@ -124,7 +130,7 @@ executor_main(void *arg)
 			close_on_exec(e->session);
 			break;
 		case ORDER_END:
-			return NULL; /* freed by the one that joins it */
+			return NULL;
 		}
 		sem_post(&e->done);
 	}
@@ -243,9 +249,13 @@ executor_end(struct executor *e)
 {
 	executor_cancel(e, 0);
 	if (e->running) {
-		/* When it has come back from what it is busy with. */
-		e->order = ORDER_END;
+		/* When it has come back from what it is busy with, which it may not have begun yet. */
+		pthread_mutex_lock(&e->lock);
+		e->ending = true;
+		if (!e->busy)
+			e->order = ORDER_END;
 		sem_post(&e->go);
+		pthread_mutex_unlock(&e->lock);
 		pthread_join(e->pthread, NULL);
 	}
 	calldata_fini(&e->call);

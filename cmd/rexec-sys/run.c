@@ -53,7 +53,7 @@ become_command(const struct run_options *o, int go, const sigset_t *mask)
 	close(go);
 	sigprocmask(SIG_SETMASK, mask, NULL);
 	if (filter_install() < 0) {
-		fail(errno, errno == EBUSY ? "run: is run under another run, or something else that supervises calls" : "seccomp: %s", strerror(errno));
+		fail(errno, errno == EINVAL ? "run: needs Linux 5.19 or newer" : errno == EBUSY ? "run: is run under another run, or something else that supervises calls" : "seccomp: %s", strerror(errno));
 		_exit(EX_UNAVAILABLE);
 	}
 	execvp(o->command[0], o->command);
@@ -120,6 +120,9 @@ start(struct run *r)
 	sigprocmask(SIG_BLOCK, &set, &old);
 	r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	r->placeholder = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	sigemptyset(&set);
+	sigaddset(&set, SIGINT), sigaddset(&set, SIGTERM), sigaddset(&set, SIGHUP), sigaddset(&set, SIGQUIT);
+	r->remote.link.urgent = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (r->signals < 0 || r->placeholder < 0 || pipe2(go, O_CLOEXEC) < 0)
 		return fail_errno("run");
 	pid = fork();
@@ -161,10 +164,23 @@ take_signals(struct run *r)
 	trace_events(r);
 }
 
+/* A signal for a thread whose call is there is noticed about so much later, as nothing tells of it. */
+enum { TICK_MS = 10 };
+
+static bool
+anybody_away(const struct run *r)
+{
+	for (size_t i = 0; i < r->nthreads; i++)
+		if (r->threads[i]->phase == PHASE_ASKED)
+			return true;
+	return false;
+}
+
 static void
 loop(struct run *r)
 {
 	struct pollfd *fds = NULL;
+	int64_t next_tick = 0, now;
 	size_t n;
 
 	while (r->nthreads > 0) {
@@ -178,8 +194,13 @@ loop(struct run *r)
 		fds[1] = (struct pollfd){r->listener, POLLIN, 0};
 		fds[2] = (struct pollfd){r->ended ? -1 : r->remote.link.in, POLLIN, 0};
 		n = wait_add_fds(r, &fds, n);
-		if (poll(fds, n, buffered || r->nresults > 0 ? 0 : -1) < 0 && errno != EINTR)
+		if (poll(fds, n, buffered || r->nresults > 0 ? 0 : anybody_away(r) ? TICK_MS : -1) < 0 && errno != EINTR)
 			return;
+		now = now_ms();
+		if (now >= next_tick) {
+			trace_tick(r);
+			next_tick = now + TICK_MS;
+		}
 		if (fds[2].revents != 0 || buffered || r->nresults > 0)
 			calls_received(r);
 		if (fds[0].revents != 0)

@@ -58,11 +58,14 @@ struct process {
 	char *program; /* its path there, or here */
 };
 
+/*
+ * A thread whose call we have taken waits for our answer, whatever comes but SIGKILL: so nothing that a call has done is lost. That a signal has come
+ * we have to find out; then the call is called back, and what it has done by then is its result.
+ */
 enum phase {
 	PHASE_NONE,     /* it runs */
 	PHASE_ASKED,    /* its call is there */
-	PHASE_CANCELLED,/* the same, but it shall come back: a signal is to be delivered, or a file of here is ready */
-	PHASE_ANSWERED, /* the result is here, and nobody waits for it: a signal came first */
+	PHASE_RECALLED, /* the same, but it shall come back: a signal is to be delivered, or a file of here is ready */
 };
 
 struct thread {
@@ -70,8 +73,7 @@ struct thread {
 	uint32_t number; /* as the other machine knows it */
 	struct process *process;
 	bool born;       /* its parent's event has come */
-	bool stopped;    /* it waits for that, or for a call to come back before `signal` is delivered */
-	int signal;
+	bool stopped;    /* it waits for that */
 	/* Its call. */
 	enum phase phase;
 	struct arch_call call;
@@ -79,13 +81,15 @@ struct thread {
 	struct calldata data;   /* of that */
 	uint32_t id;
 	int64_t result;
-	uint64_t notification;  /* 0: nobody waits for an answer */
-	bool native;            /* it executes the call itself */
+	uint64_t notification;  /* what it waits by, or 0 */
+	uint64_t asked_tick;    /* when its call was sent */
+	unsigned char peek[256];/* of its memory, from peek_at: a path is looked at before it is sent */
+	size_t peeked;
+	taddr peek_at;
 	struct wait *wait;      /* it waits for several files; owned */
-	/* The mask that it asked for while it waits, and its own, if that is not set now. */
-	enum { MASK_OWN, MASK_WANTED, MASK_SET, MASK_RETURN } mask;
+	/* It has the mask that it asked for while it waits, and gets its own before it goes on. */
+	enum { MASK_OWN, MASK_WANTED, MASK_SET } mask;
 	uint64_t mask_wanted, mask_own;
-	bool mask_saved;
 	/* It executes a program; then it gets the program's name. */
 	enum { EXEC_NONE, EXEC_BEGUN, EXEC_DONE, EXEC_NAMING, EXEC_NAMED } exec;
 	struct arch_regs exec_regs;
@@ -107,6 +111,7 @@ struct run {
 	int status;             /* of the first; -1: it runs */
 	bool ended;             /* the other machine has gone */
 	uint32_t last_number;
+	uint64_t tick;
 	struct process **processes;
 	size_t nprocesses;
 	struct thread **threads;
@@ -131,8 +136,10 @@ int filter_install(void);
 /* run_trace.c */
 int trace_begin(struct run *r, pid_t first);
 void trace_events(struct run *r);
-/* The result of a call has come for which the thread stands still. */
-void trace_returned(struct run *r, struct thread *t);
+/* Calls that have been away for a while: is there a signal for their threads? Counts r->tick. */
+void trace_tick(struct run *r);
+/* The thread is to stop, and then to begin its call again. */
+void trace_again(struct run *r, struct thread *t);
 struct thread *thread_find(const struct run *r, pid_t tid);
 /* Own memory of the thread. calldata_copy: ctx is the thread. */
 int thread_read(void *ctx, taddr at, void *data, size_t len);
@@ -143,7 +150,7 @@ char *thread_string(struct thread *t, taddr at);
 /* run_calls.c */
 void calls_notified(struct run *r);
 void calls_received(struct run *r);
-/* The call returns this. Where a signal came first, t->phase stays PHASE_ANSWERED, if the other machine has executed it. */
+/* The call returns this. */
 void call_respond(struct run *r, struct thread *t, int64_t result);
 /* The thread executes it itself. */
 void call_continue(struct run *r, struct thread *t);
@@ -153,6 +160,8 @@ void call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloe
 void call_forward(struct run *r, struct thread *t);
 void call_forward_as(struct run *r, struct thread *t, const struct arch_call *call);
 void call_send(struct run *r, struct thread *t);
+/* It shall return, with what it has done. */
+void call_recall(struct run *r, struct thread *t);
 /* The result of t's call is here: let it have it. */
 void call_complete(struct run *r, struct thread *t);
 /* Have a call executed there for t, and wait for it: one that does not wait itself, with pointers into our own memory. */
@@ -190,6 +199,8 @@ void wait_forget(struct run *r, const struct process *p, int fd);
 /* The thread has been stopped for its mask; and it gets its own back before a handler runs. */
 void wait_stopped(struct thread *t);
 void wait_own_mask(struct thread *t);
+/* It has been called back because a file of here is ready. */
+bool wait_called_back(const struct thread *t);
 
 /* run_exec.c */
 void exec_stop(struct run *r, struct thread *t);

@@ -22,40 +22,28 @@ static void received(struct run *r, uint32_t id, const unsigned char *body, size
 
 /* --- answers */
 
-/* Nobody waits for it any more: a signal came first. */
+/* That fails only where it has been killed. */
 static void
-interrupted(struct run *r, struct thread *t)
+answer(struct run *r, struct thread *t, struct seccomp_notif_resp *a)
 {
-	(void)r;
+	a->id = t->notification;
+	ioctl(r->listener, SECCOMP_IOCTL_NOTIF_SEND, a);
 	t->notification = 0;
+	t->phase = PHASE_NONE;
 }
 
 void
 call_respond(struct run *r, struct thread *t, int64_t result)
 {
 	bool failed = result < 0 && result >= -4095;
-	struct seccomp_notif_resp answer = {.id = t->notification, .val = failed ? 0 : result, .error = failed ? (int)result : 0};
 
-	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_SEND, &answer) < 0) {
-		interrupted(r, t);
-		return;
-	}
-	t->notification = 0;
-	t->phase = PHASE_NONE;
+	answer(r, t, &(struct seccomp_notif_resp){.val = failed ? 0 : result, .error = failed ? (int)result : 0});
 }
 
 void
 call_continue(struct run *r, struct thread *t)
 {
-	struct seccomp_notif_resp answer = {.id = t->notification, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
-
-	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_SEND, &answer) < 0) {
-		interrupted(r, t);
-		return;
-	}
-	t->notification = 0;
-	t->phase = PHASE_NONE;
-	t->native = true;
+	answer(r, t, &(struct seccomp_notif_resp){.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE});
 }
 
 void
@@ -71,11 +59,9 @@ call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, 
 		}
 		return;
 	}
-	if (errno == ENOENT && (t->phase != PHASE_NONE || !answer)) {
-		interrupted(r, t); /* it asks again */
-		return;
-	}
-	/* Its limit does not allow the number, or a file of here came too late: it does not have it. */
+	if (errno == ENOENT)
+		return; /* it has been killed */
+	/* Its limit does not allow the number. */
 	file_set(r, t->process, at, NOWHERE);
 	CALL_NOW(r, t, SYS_close, (uint64_t)at);
 	if (answer)
@@ -92,6 +78,18 @@ call_send(struct run *r, struct thread *t)
 		return;
 	}
 	t->phase = PHASE_ASKED;
+	t->asked_tick = r->tick;
+}
+
+void
+call_recall(struct run *r, struct thread *t)
+{
+	/* What does not wait comes anyway, and a close is done when it has been sent. */
+	if (t->phase != PHASE_ASKED || !syscall_blocks(t->sent.nr) || t->sent.nr == SYS_close || t->sent.nr == SYS_close_range)
+		return;
+	t->phase = PHASE_RECALLED;
+	if (!r->ended && link_send(&r->remote.link, MSG_CANCEL, t->id, NULL, 0) < 0)
+		run_lost(r, NULL);
 }
 
 /* What the table cannot describe. */
@@ -180,7 +178,11 @@ call_complete(struct run *r, struct thread *t)
 {
 	int err;
 
-	t->phase = PHASE_ANSWERED;
+	if (t->phase == PHASE_RECALLED && t->result == -EINTR && !wait_called_back(t)) {
+		wait_drop(t);
+		trace_again(r, t);
+		return;
+	}
 	if (wait_complete(r, t) || table_complete(r, t))
 		return;
 	if (t->result == -EPIPE)
@@ -200,7 +202,7 @@ static struct thread *
 who_asked(const struct run *r, uint32_t id)
 {
 	for (size_t i = 0; i < r->nthreads; i++)
-		if (r->threads[i]->id == id && (r->threads[i]->phase == PHASE_ASKED || r->threads[i]->phase == PHASE_CANCELLED))
+		if (r->threads[i]->id == id && (r->threads[i]->phase == PHASE_ASKED || r->threads[i]->phase == PHASE_RECALLED))
 			return r->threads[i];
 	return NULL;
 }
@@ -211,7 +213,7 @@ only_bytes(struct thread *t)
 {
 	struct calldata_arg *bytes = NULL;
 
-	if (t == NULL || t->notification == 0 || t->stopped || t->wait != NULL)
+	if (t == NULL || t->wait != NULL)
 		return NULL;
 	for (unsigned i = 0; i < t->data.nargs; i++) {
 		if (!t->data.arg[i].is_data || !calldata_gives(&t->data.arg[i]))
@@ -244,7 +246,7 @@ receive_long(struct run *r, const struct msg_header *h)
 	}
 	if (err == 0)
 		err = link_pull(&r->remote.link, head, sizeof(head));
-	if (err == 0 && (head[1] > len || head[1] + sizeof(head) != h->length))
+	if (err == 0 && (head[1] > len || head[1] + sizeof(head) != h->length || head[0] != head[1]))
 		err = fail(EPROTO, "%s: an answer that makes no sense", r->options->address);
 	for (uint64_t at = 0; err == 0 && at < head[1];) {
 		size_t n = min_u64(PIECE, head[1] - at);
@@ -273,13 +275,7 @@ received(struct run *r, uint32_t id, const unsigned char *body, size_t len)
 		run_lost(r, "an answer that makes no sense");
 		return;
 	}
-	if (t->stopped) {
-		trace_returned(r, t);
-	} else if (t->notification != 0) {
-		call_complete(r, t);
-	} else {
-		t->phase = PHASE_ANSWERED; /* it asks again, or a signal is on its way */
-	}
+	call_complete(r, t);
 }
 
 /* Results that came while another was waited for come first. */
@@ -311,8 +307,8 @@ calls_received(struct run *r)
 		err = r->ended ? -EAGAIN : link_receive(&r->remote.link, &h, &body, false, 0);
 		if (err == 0)
 			received(r, h.id, body, h.length);
-	} while (err == 0);
-	if (err != -EAGAIN)
+	} while (err == 0 && !r->ended && link_waiting(&r->remote.link)); /* else poll(2) tells */
+	if (err != -EAGAIN && err != 0)
 		run_lost(r, err == -ECONNRESET ? "the connection has ended" : NULL);
 	take_queued(r);
 }
@@ -472,62 +468,20 @@ begin(struct run *r, struct thread *t)
 	}
 }
 
-/* It has left its call for good, and makes another: what has come of it is nobody's. */
-static void
-abandon(struct run *r, struct thread *t)
-{
-	if (t->phase == PHASE_ASKED) {
-		const unsigned char *body;
-		struct msg_header h;
-
-		link_send(&r->remote.link, MSG_CANCEL, t->id, NULL, 0);
-		while (link_receive(&r->remote.link, &h, &body, true, 0) == 0) {
-			struct result *q;
-
-			if (h.type == MSG_RESULT && h.id == t->id) {
-				calldata_get_result(&t->data, body, h.length, &t->result);
-				break;
-			}
-			q = ARRAY_ADD(r->results, r->nresults);
-			if (q != NULL)
-				q->id = h.id, buf_put(&q->body, body, h.length);
-		}
-	}
-	if (t->result >= 0 && syscall_new_fd(t->sent.nr))
-		CALL_NOW(r, t, SYS_close, (uint64_t)t->result);
-	wait_drop(t);
-	t->phase = PHASE_NONE;
-}
-
 void
 calls_notified(struct run *r)
 {
 	struct seccomp_notif n = {0};
-	struct arch_call call;
 	struct thread *t;
-	bool same;
 
 	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
-		return; /* a signal came first */
+		return; /* a signal came first, and it begins again */
 	t = thread_find(r, (pid_t)n.pid);
-	call.nr = n.data.nr;
-	memcpy(call.arg, n.data.args, sizeof(call.arg));
 	if (t == NULL || t->process == NULL || r->ended)
 		return; /* it is being ended */
-	same = t->phase != PHASE_NONE && t->call.nr == call.nr &&
-	    (memcmp(t->call.arg, call.arg, sizeof(call.arg)) == 0 || (t->phase == PHASE_ANSWERED && t->call.arg[0] == call.arg[0]));
-	if (!same && t->phase != PHASE_NONE)
-		abandon(r, t);
+	t->call.nr = n.data.nr;
+	memcpy(t->call.arg, n.data.args, sizeof(t->call.arg));
 	t->notification = n.id;
-	t->native = false;
-	if (same && t->phase == PHASE_ANSWERED) {
-		/* What was kept for it, wherever it wants it now. */
-		if (t->sent.nr == t->call.nr)
-			t->sent = call;
-		t->call = call;
-		call_complete(r, t);
-	} else if (!same) {
-		t->call = call;
-		begin(r, t);
-	}
+	t->peeked = 0;
+	begin(r, t);
 }

@@ -93,7 +93,7 @@ struct copy *
 copy_with_interpreter(struct run *r, struct copy *program, struct copy *interpreter, uint64_t at, uint64_t room)
 {
 	struct copy made = *program;
-	char path[64] = "";
+	char path[4096] = "";
 	int fd;
 	off_t done = 0;
 

@@ -273,6 +273,7 @@ exec_stop(struct run *r, struct thread *t)
 	bool at, by_fd = false;
 	int64_t err;
 
+	t->peeked = 0;
 	if (tracee_get_regs(t->tid, &regs) < 0)
 		return;
 	t->exec_regs = regs;

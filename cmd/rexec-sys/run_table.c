@@ -98,8 +98,7 @@ forget(struct run *r, struct thread *t, int fd)
 {
 	if (file_where(t->process, fd) == HERE)
 		call_give_fd(r, t, r->placeholder, fd, true, false); /* and so what was there is closed, here and now */
-	if (t->notification != 0)
-		file_set(r, t->process, fd, NOWHERE);
+	file_set(r, t->process, fd, NOWHERE);
 }
 
 /* A free number for a file of here: one of /dev/null there, opened for it. */
@@ -317,8 +316,7 @@ close_begins(struct run *r, struct thread *t)
 		forget(r, t, (int)t->call.arg[0]);
 	else
 		file_set(r, t->process, (int)t->call.arg[0], NOWHERE);
-	if (t->notification != 0) /* else a signal came first, and it calls again */
-		call_forward(r, t);
+	call_forward(r, t);
 }
 
 /* Of calls about one file, which is there or here. */

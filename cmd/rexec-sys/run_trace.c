@@ -20,7 +20,7 @@
 enum { OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC |
 		 PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL };
 
-/* What a call returns inside the kernel when it shall begin again: after any signal, or as the handler has it. */
+/* ERESTARTSYS: what a call returns inside the kernel that shall begin again, if no handler runs that does not want it to. */
 enum { RESTART_AS_HANDLER_SAYS = -512, RESTART_ALWAYS = -513 };
 
 /* --- threads and processes */
@@ -119,13 +119,22 @@ copy_memory(pid_t tid, taddr at, void *data, size_t len, bool writing)
 int
 thread_read(void *ctx, taddr at, void *data, size_t len)
 {
-	return copy_memory(((struct thread *)ctx)->tid, at, data, len, false);
+	struct thread *t = ctx;
+
+	if (at >= t->peek_at && at - t->peek_at <= t->peeked && len <= t->peeked - (at - t->peek_at)) {
+		memcpy(data, t->peek + (at - t->peek_at), len);
+		return 0;
+	}
+	return copy_memory(t->tid, at, data, len, false);
 }
 
 int
 thread_write(void *ctx, taddr at, void *data, size_t len)
 {
-	return copy_memory(((struct thread *)ctx)->tid, at, data, len, true);
+	struct thread *t = ctx;
+
+	t->peeked = 0;
+	return copy_memory(t->tid, at, data, len, true);
 }
 
 char *
@@ -146,6 +155,11 @@ thread_string(struct thread *t, taddr at)
 		}
 		text = more;
 		room += step;
+		if (len == 0) {
+			t->peek_at = at;
+			t->peeked = min_u64(step, sizeof(t->peek));
+			memcpy(t->peek, text, t->peeked);
+		}
 		end = memchr(text + len, '\0', step);
 		if (end != NULL)
 			return text;
@@ -217,98 +231,73 @@ birth(struct run *r, struct thread *parent)
 
 /* --- signals */
 
+/* Signals that would do something to the thread if it did not wait for us. */
 static bool
-has_handler(pid_t tid, int sig)
+has_signal(const struct thread *t)
 {
+	static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT};
+	struct { const char *name; uint64_t bits; } set[] = {{"\nSigPnd:", 0}, {"\nShdPnd:", 0}, {"\nSigBlk:", 0}, {"\nSigIgn:", 0}, {"\nSigCgt:", 0}};
 	char path[64], *text = NULL, *p;
-	unsigned long long caught = 0;
+	uint64_t nothing;
 
-	snprintf(path, sizeof(path), "/proc/%d/status", tid);
-	if (read_file(-1, path, &text) > 0 && (p = strstr(text, "\nSigCgt:")) != NULL)
-		caught = strtoull(p + 8, NULL, 16);
+	snprintf(path, sizeof(path), "/proc/%d/status", t->tid);
+	if (read_file(-1, path, &text) <= 0)
+		return false;
+	for (size_t i = 0; i < ARRAY_LEN(set); i++)
+		if ((p = strstr(text, set[i].name)) != NULL)
+			set[i].bits = strtoull(p + strlen(set[i].name), NULL, 16);
 	free(text);
-	return (caught >> (sig - 1) & 1) != 0;
+	nothing = set[3].bits;
+	for (size_t i = 0; i < ARRAY_LEN(ignored); i++)
+		nothing |= 1ULL << (ignored[i] - 1) & ~set[4].bits;
+	return ((set[0].bits | set[1].bits) & ~set[2].bits & ~nothing) != 0;
 }
 
-static void
-set_result(struct thread *t, int64_t result)
+void
+trace_tick(struct run *r)
 {
-	struct arch_regs regs;
+	r->tick++;
+	for (size_t i = 0; i < r->nthreads; i++) {
+		struct thread *t = r->threads[i];
 
-	if (tracee_get_regs(t->tid, &regs) == 0) {
-		regs.rax = (uint64_t)result;
-		tracee_set_regs(t->tid, &regs);
+		if (t->phase == PHASE_ASKED && r->tick - t->asked_tick > 1 && has_signal(t))
+			call_recall(r, t);
 	}
 }
 
+void
+trace_again(struct run *r, struct thread *t)
+{
+	/* With this the kernel looks at it before the thread is back in its program, and makes of the result what it makes of its own. */
+	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
+	call_respond(r, t, RESTART_AS_HANDLER_SAYS);
+}
+
 /*
- * A call that never waits for others has not begun when a signal comes first, and does not return EINTR: it begins again. One that the thread
- * executes itself is the kernel's to judge.
+ * A signal came before we had the call. One that never waits for others does not return EINTR for that, here as little as elsewhere: it begins again.
  */
 static void
 begin_again(struct thread *t)
 {
 	struct arch_regs regs;
-	bool prompt;
+	long nr;
 
-	if (tracee_get_regs(t->tid, &regs) < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
+	if (tracee_get_regs(t->tid, &regs) < 0 || (int64_t)regs.orig_rax < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
 		return;
-	prompt = syscall_class((long)regs.orig_rax) != SYSCALL_HERE &&
-	    (!syscall_blocks((long)regs.orig_rax) || regs.orig_rax == SYS_close || regs.orig_rax == SYS_open || regs.orig_rax == SYS_openat);
-	if (prompt && !(t->native && (uint64_t)t->call.nr == regs.orig_rax && t->call.arg[0] == regs.rdi && t->call.arg[1] == regs.rsi))
-		set_result(t, RESTART_ALWAYS);
+	nr = (long)regs.orig_rax;
+	if (syscall_class(nr) == SYSCALL_HERE || (syscall_blocks(nr) && nr != SYS_close && nr != SYS_open && nr != SYS_openat))
+		return;
+	regs.rax = (uint64_t)RESTART_ALWAYS;
+	tracee_set_regs(t->tid, &regs);
 }
 
-/*
- * A signal is to be delivered to a thread whose call is there, or has been answered too late. What the call has done must not be lost: it is
- * called back, and the thread stands still until it is clear what became of it.
- */
+/* A process stops as a whole: also its threads whose calls are there. */
 static void
-signal_stop(struct run *r, struct thread *t, int sig)
+stop_others(struct run *r, const struct thread *stopped)
 {
-	t->notification = 0;
-	if (t->phase == PHASE_NONE)
-		begin_again(t);
-	if (t->phase == PHASE_NONE || !has_handler(t->tid, sig)) {
-		/* It begins the call again, and finds it there; or it ends. */
-		go_on(t, PTRACE_CONT, sig);
-		return;
-	}
-	t->signal = sig;
-	t->stopped = true;
-	if (t->phase == PHASE_ANSWERED) {
-		trace_returned(r, t);
-	} else if (t->phase == PHASE_ASKED) {
-		t->phase = PHASE_CANCELLED;
-		if (t->call.nr != SYS_close && t->call.nr != SYS_close_range) /* these are done when they have been sent */
-			link_send(&r->remote.link, MSG_CANCEL, t->id, NULL, 0);
-	}
-}
-
-void
-trace_returned(struct run *r, struct thread *t)
-{
-	bool interrupted = t->result == -EINTR || t->result <= RESTART_AS_HANDLER_SAYS;
-
-	if (interrupted) {
-		/* As the kernel has it: EINTR, or once more, when the handler has run. */
-		t->phase = PHASE_NONE;
-	} else if (syscall_class(t->call.nr) == SYSCALL_BOTH || syscall_new_fd(t->call.nr) || t->wait != NULL) {
-		/* It is complete only when the thread asks again, which it does in any case. */
-		t->phase = PHASE_ANSWERED;
-		set_result(t, RESTART_ALWAYS);
-	} else {
-		int err = calldata_to_memory(&t->data, &t->sent, t->result, thread_read, thread_write, t);
-
-		t->phase = PHASE_NONE;
-		set_result(t, err < 0 ? err : t->result);
-	}
-	if (t->phase == PHASE_NONE)
-		wait_drop(t);
-	wait_own_mask(t);
-	t->stopped = false;
-	go_on(t, PTRACE_CONT, t->signal);
-	(void)r;
+	for (size_t i = 0; i < r->nthreads; i++)
+		if (r->threads[i]->process == stopped->process && r->threads[i]->phase == PHASE_ASKED)
+			call_recall(r, r->threads[i]);
 }
 
 /* --- events */
@@ -347,6 +336,8 @@ stopped(struct run *r, struct thread *t, int status)
 		}
 		if (sig == SIGTRAP)
 			wait_stopped(t);
+		else
+			stop_others(r, t);
 		go_on(t, sig == SIGTRAP ? PTRACE_CONT : PTRACE_LISTEN, 0);
 		/* The whole job is stopped: our shell has to see it. */
 		if (sig != SIGTRAP && t->tid == r->first)
@@ -356,7 +347,7 @@ stopped(struct run *r, struct thread *t, int status)
 		if (sig == (SIGTRAP | 0x80))
 			exec_syscall_stop(r, t);
 		else
-			signal_stop(r, t, sig);
+			begin_again(t), wait_own_mask(t), go_on(t, PTRACE_CONT, sig);
 	}
 }
 

@@ -23,7 +23,7 @@ enum { SELECT_IN = POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR, SELECT_
 struct wait {
 	struct pollfd *asked;   /* as the program has them */
 	size_t n;
-	struct pollfd *ours;    /* those of here, by our own numbers; -1 the others */
+	struct pollfd *ours;    /* those of here, by our own numbers; -1 the others, and of there -2 */
 	size_t nthere;
 	bool select, called_back;
 	uint64_t sets[3][FD_SETSIZE / 64];
@@ -72,45 +72,50 @@ mask_argument(struct thread *t, uint64_t *mask)
 	return at != 0 && thread_read(t, at, mask, sizeof(*mask)) == 0;
 }
 
-/* With another mask it has to be stopped before and after; the kernel restarts its call in between. */
-static void
-ask_for_mask(struct thread *t)
+/* With another mask it has to be stopped, to get it, and then it calls again; at the end it is stopped once more. */
+static bool
+needs_mask(struct run *r, struct thread *t)
 {
 	uint64_t mask;
 
-	if (t->mask == MASK_OWN && mask_argument(t, &mask)) {
-		t->mask_wanted = mask;
-		t->mask = MASK_WANTED;
-		ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
-	}
+	if (t->mask != MASK_OWN || !mask_argument(t, &mask))
+		return false;
+	t->mask_wanted = mask;
+	t->mask = MASK_WANTED;
+	trace_again(r, t);
+	return true;
 }
 
 void
 wait_own_mask(struct thread *t)
 {
-	if (t->mask != MASK_OWN && t->mask_saved)
+	if (t->mask == MASK_SET)
 		tracee_set_sigmask(t->tid, t->mask_own);
 	t->mask = MASK_OWN;
-	t->mask_saved = false;
 }
 
 void
 wait_stopped(struct thread *t)
 {
-	struct arch_regs regs;
-
-	if (t->mask == MASK_WANTED && tracee_get_sigmask(t->tid, &t->mask_own) == 0 && tracee_set_sigmask(t->tid, t->mask_wanted) == 0) {
+	if (t->mask == MASK_WANTED && tracee_get_sigmask(t->tid, &t->mask_own) == 0 && tracee_set_sigmask(t->tid, t->mask_wanted) == 0)
 		t->mask = MASK_SET;
-		t->mask_saved = true;
-	} else if (t->mask == MASK_RETURN && tracee_get_regs(t->tid, &regs) == 0) {
+	else
 		wait_own_mask(t);
-		regs.rax = (uint64_t)t->result;
-		regs.orig_rax = (uint64_t)-1;
-		tracee_set_regs(t->tid, &regs);
-		t->phase = PHASE_NONE;
-		t->notification = 0;
-		wait_drop(t);
-	}
+}
+
+/* It returns this, and has its own mask before it goes on. */
+static void
+respond(struct run *r, struct thread *t, int64_t result)
+{
+	if (t->mask == MASK_SET)
+		ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
+	call_respond(r, t, result);
+}
+
+bool
+wait_called_back(const struct thread *t)
+{
+	return t->wait != NULL && t->wait->called_back;
 }
 
 /* --- poll and select */
@@ -124,8 +129,10 @@ ours(struct thread *t, struct wait *w)
 	for (size_t i = 0; i < w->n; i++) {
 		bool here = file_where(t->process, w->asked[i].fd) == HERE;
 
-		w->ours[i] = (struct pollfd){here ? file_fetch(t, w->asked[i].fd) : -1, w->asked[i].events, 0};
-		w->nthere += file_where(t->process, w->asked[i].fd) == THERE;
+		bool there = file_where(t->process, w->asked[i].fd) == THERE;
+
+		w->ours[i] = (struct pollfd){here ? file_fetch(t, w->asked[i].fd) : there ? -2 : -1, w->asked[i].events, 0};
+		w->nthere += there;
 	}
 	return 0;
 }
@@ -163,7 +170,7 @@ send_poll(struct run *r, struct thread *t, int64_t timeout_ms)
 	int err = there == NULL ? -ENOMEM : 0;
 
 	for (size_t i = 0; i < w->n && err == 0; i++)
-		if (file_where(t->process, w->asked[i].fd) == THERE)
+		if (w->ours[i].fd == -2)
 			there[n++] = (struct pollfd){w->asked[i].fd, w->asked[i].events, 0};
 	calldata_fini(&t->data);
 	t->sent = (struct arch_call){SYS_poll, {0, n, (uint64_t)timeout_ms}};
@@ -225,7 +232,6 @@ poll_call(struct run *r, struct thread *t)
 	bool select = t->call.nr == SYS_select || t->call.nr == SYS_pselect6;
 	struct wait *w = calloc(1, sizeof(*w));
 	size_t there = 0, nowhere = 0;
-	uint64_t mask;
 	int64_t timeout_ms;
 	int err = w == NULL ? -ENOMEM : select ? read_select(t, w) : read_poll(t, w);
 
@@ -239,9 +245,13 @@ poll_call(struct run *r, struct thread *t)
 		call_continue(r, t);
 		return true;
 	}
-	if (err == 0 && there == w->n && t->call.nr == SYS_poll && !mask_argument(t, &mask)) {
+	if (err == 0 && there == w->n && t->call.nr == SYS_poll) {
 		wait_free(w);
 		return false; /* as it is */
+	}
+	if (err == 0 && needs_mask(r, t)) {
+		wait_free(w);
+		return true;
 	}
 	timeout_ms = t->call.nr == SYS_poll ? (int)t->call.arg[2] : milliseconds(t, t->call.arg[select ? 4 : 2], t->call.nr != SYS_select);
 	if (timeout_ms < -1 && t->call.nr != SYS_poll)
@@ -253,10 +263,8 @@ poll_call(struct run *r, struct thread *t)
 		err = send_poll(r, t, ready_here(w) ? 0 : timeout_ms);
 	if (err < 0) {
 		wait_drop(t);
-		call_respond(r, t, err);
-		return true;
+		respond(r, t, err);
 	}
-	ask_for_mask(t);
 	return true;
 }
 
@@ -274,7 +282,7 @@ merge(struct thread *t, struct wait *w)
 		a->revents = 0;
 		if (a->fd < 0)
 			continue;
-		if (file_where(t->process, a->fd) == THERE)
+		if (w->ours[i].fd == -2)
 			a->revents = t->result > 0 ? there->revents : 0, there++;
 		else
 			a->revents = w->ours[i].fd >= 0 ? w->ours[i].revents : POLLNVAL;
@@ -374,7 +382,6 @@ static bool
 epoll_call(struct run *r, struct thread *t)
 {
 	const struct file *f = file_at(t->process, (int)t->call.arg[0]);
-	uint64_t mask;
 
 	if (f->where != THERE) {
 		if (f->where == HERE)
@@ -389,7 +396,9 @@ epoll_call(struct run *r, struct thread *t)
 		call_respond(r, t, control_here(t, f->epoll, (int)t->call.arg[1], (int)t->call.arg[2]));
 		return true;
 	}
-	if ((f->epoll == NULL || f->epoll->nlocal == 0) && !mask_argument(t, &mask))
+	if (needs_mask(r, t))
+		return true;
+	if ((f->epoll == NULL || f->epoll->nlocal == 0) && t->mask == MASK_OWN)
 		return false;
 	t->wait = calloc(1, sizeof(*t->wait));
 	if (t->wait == NULL || (t->wait->epoll = f->epoll) == NULL) {
@@ -401,8 +410,6 @@ epoll_call(struct run *r, struct thread *t)
 	if (ready_here(t->wait))
 		t->sent.arg[3] = 0;
 	call_forward_as(r, t, &(struct arch_call){t->sent.nr, {t->sent.arg[0], t->sent.arg[1], t->sent.arg[2], t->sent.arg[3]}});
-	if (t->phase == PHASE_ASKED)
-		ask_for_mask(t);
 	return true;
 }
 
@@ -460,17 +467,8 @@ wait_complete(struct run *r, struct thread *t)
 	if (w == NULL)
 		return false;
 	result = outcome(t, w);
-	if (t->mask != MASK_OWN) {
-		/* Its own mask first. */
-		t->result = result;
-		if (t->mask == MASK_SET)
-			ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
-		t->mask = MASK_RETURN;
-		return true;
-	}
-	call_respond(r, t, result);
-	if (t->phase == PHASE_NONE)
-		wait_drop(t);
+	wait_drop(t);
+	respond(r, t, result);
 	return true;
 }
 
@@ -503,7 +501,7 @@ wait_ready(struct run *r)
 
 		if (t->wait != NULL && !t->wait->called_back && t->phase == PHASE_ASKED && ready_here(t->wait)) {
 			t->wait->called_back = true;
-			link_send(&r->remote.link, MSG_CANCEL, t->id, NULL, 0);
+			call_recall(r, t);
 		}
 	}
 }

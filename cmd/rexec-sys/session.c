@@ -7,11 +7,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/close_range.h>
+#include <linux/magic.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,6 +24,9 @@
 #include "io.h"
 #include "log.h"
 #include "rexec.h"
+
+enum { OWN_FILES = 8 };
+#define MQUEUE_MAGIC 0x19800202 /* not in linux/magic.h */
 
 /* --- what may be executed, and where */
 
@@ -55,7 +63,7 @@ spare_own(const struct session *s, struct calldata *c)
 	unsigned last = (unsigned)s->floor - 1;
 
 	if (c->nr == SYS_close_range) {
-		if ((unsigned)c->arg[0].value > last)
+		if ((unsigned)c->arg[0].value > last || (c->arg[2].value & CLOSE_RANGE_UNSHARE) != 0)
 			return false;
 		c->arg[1].value = min_u64((unsigned)c->arg[1].value, last);
 	}
@@ -66,12 +74,21 @@ spare_own(const struct session *s, struct calldata *c)
 	return true;
 }
 
+/* On file systems that are made of programs a regular file may wait for others. */
+static bool
+is_made_up(const struct statfs *fs)
+{
+	return fs->f_type == PROC_SUPER_MAGIC || fs->f_type == TRACEFS_MAGIC || fs->f_type == DEBUGFS_MAGIC || fs->f_type == SYSFS_MAGIC ||
+	    fs->f_type == FUSE_SUPER_MAGIC || fs->f_type == MQUEUE_MAGIC;
+}
+
 static bool
 is_plain(int fd)
 {
 	struct stat st;
+	struct statfs fs;
 
-	return fstat(fd, &st) < 0 || S_ISREG(st.st_mode) || S_ISDIR(st.st_mode);
+	return fstat(fd, &st) < 0 || S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && (fstatfs(fd, &fs) < 0 || !is_made_up(&fs)));
 }
 
 /* Opening: what is there now? */
@@ -80,6 +97,9 @@ path_is_plain(const struct calldata *c)
 {
 	unsigned at = calldata_is(&c->arg[0], "dfd") ? 1 : 0;
 	struct stat st;
+
+	if (c->nr == SYS_openat2) /* it may mean another file */
+		return false;
 
 	return !c->arg[at].is_data || fstatat(at == 1 ? (int)c->arg[0].value : AT_FDCWD, (const char *)c->data.data + c->arg[at].value, &st, 0) < 0 ||
 	    S_ISREG(st.st_mode) || S_ISDIR(st.st_mode);
@@ -104,9 +124,61 @@ may_wait(const struct calldata *c)
 	case SYS_fcntl:
 		return c->arg[1].value == F_SETLKW || c->arg[1].value == F_OFD_SETLKW;
 	case SYS_flock:
+	case SYS_splice:
+	case SYS_tee:
+	case SYS_mq_timedsend:
+	case SYS_mq_timedreceive:
+	case SYS_syslog:
+	case SYS_close_range:
 		return true;
+	case SYS_dup2:
+	case SYS_dup3:
+		return !is_plain((int)c->arg[1].value); /* which is closed */
 	default:
 		return c->nargs == 0 || !calldata_is(&c->arg[0], "fd") || !is_plain((int)c->arg[0].value);
+	}
+}
+
+/*
+ * Options of sockets whose value has addresses in it, is counted in something else than bytes, or has the kernel use memory when the call is
+ * long over. They do not exist here.
+ */
+static bool
+is_strange_option(const struct calldata *c)
+{
+	static const int options[] = {SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_EBPF, SO_ZEROCOPY};
+	int level = (int)c->arg[1].value, name = (int)c->arg[2].value;
+
+	if (c->nr != SYS_setsockopt && c->nr != SYS_getsockopt)
+		return false;
+	for (size_t i = 0; i < ARRAY_LEN(options); i++)
+		if (level == SOL_SOCKET && name == options[i])
+			return true;
+	return level == IPPROTO_TCP ? name == TCP_ZEROCOPY_RECEIVE
+	    : level != SOL_SOCKET && level != IPPROTO_IP && level != IPPROTO_IPV6 && level != IPPROTO_UDP && level != IPPROTO_ICMP &&
+		level != IPPROTO_ICMPV6 && level != SOL_NETLINK && level != IPPROTO_UDPLITE;
+}
+
+/* What the call must not ask of us. */
+static void
+tame(struct calldata *c)
+{
+	switch (c->nr) {
+	case SYS_ppoll: /* the mask is that of the caller's thread, and ours lets a cancel through */
+		c->arg[3].is_data = false, c->arg[3].value = 0;
+		break;
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+		c->arg[4].is_data = false, c->arg[4].value = 0;
+		break;
+	case SYS_pselect6:
+		c->arg[5].value = 0;
+		break;
+	case SYS_sendto:
+		c->arg[3].value &= ~(uint64_t)MSG_ZEROCOPY;
+		break;
+	case SYS_sendmsg:
+		c->arg[2].value &= ~(uint64_t)MSG_ZEROCOPY;
 	}
 }
 
@@ -135,7 +207,10 @@ session_execute(struct session *s, struct calldata *c, const volatile int *cance
 
 	if (s->pid != 0) {
 		result = execute_in(s, c);
+	} else if (is_strange_option(c)) {
+		result = -ENOPROTOOPT;
 	} else if (result == 0) {
+		tame(c);
 		call = calldata_native(c, (taddr)(uintptr_t)c->data.data);
 		result = arch_interruptible_call(cancelled, &call);
 		calldata_native_done(c);
@@ -327,9 +402,9 @@ clear_the_table(struct session *s)
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || null < 0)
 		return fail_errno("/dev/null");
-	limit.rlim_cur = min_u64(limit.rlim_max, 65536);
+	limit.rlim_cur = min_u64(limit.rlim_max, SESSION_FILES_MAX + OWN_FILES);
 	setrlimit(RLIMIT_NOFILE, &limit);
-	s->floor = (int)limit.rlim_cur - 8;
+	s->floor = (int)limit.rlim_cur - OWN_FILES;
 	if (link_move_up(s->link, s->floor) < 0)
 		return fail(EMFILE, "no fd for the connection");
 	/* What is to be said here still goes where it went. */
@@ -341,7 +416,10 @@ clear_the_table(struct session *s)
 	if (null > 2)
 		close(null);
 	close_range(3, (unsigned)s->floor - 1, 0);
-	return 0;
+	s->proc = fd_move_up(open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC), s->floor);
+	/* From now on nobody gets one of our numbers. */
+	limit.rlim_cur = (rlim_t)s->floor;
+	return setrlimit(RLIMIT_NOFILE, &limit) < 0 ? fail_errno("limits") : 0;
 }
 
 int

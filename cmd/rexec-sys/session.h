@@ -16,11 +16,13 @@
 #include "calldata.h"
 #include "link.h"
 
-enum { SESSION_THREADS_MAX = 4096 };
+/* The kernel keeps a table as long as the highest fd for each process; ours are the highest. */
+enum { SESSION_THREADS_MAX = 4096, SESSION_FILES_MAX = 4096 };
 
 struct session {
 	struct link *link; /* borrowed */
 	int floor;         /* fds from here on are ours, and not for callers */
+	int proc;          /* /proc, whatever becomes of the root */
 	pid_t pid;         /* calls are executed in this process; 0: in this one */
 	struct executor **executors;
 	size_t nexecutors;
@@ -47,6 +49,7 @@ struct executor {
 	pthread_mutex_t lock;    /* of busy */
 	bool busy;               /* with the call `id` */
 	volatile int cancelled;
+	volatile bool ending;    /* when it has come back from what it does */
 };
 
 /* Executes for a caller until he goes. pid: in that process, or 0. Returns 0, or a negative errno, logged. */

@@ -93,7 +93,7 @@ is_loopback(const struct sockaddr *sa)
 }
 
 static void
-set_up(int fd)
+set_up(int fd, bool caller)
 {
 	static const struct {
 		int level, name, value;
@@ -101,7 +101,8 @@ set_up(int fd)
 	    {IPPROTO_TCP, TCP_KEEPINTVL, SILENT_S}, {IPPROTO_TCP, TCP_KEEPCNT, SILENT_TIMES},
 	    {IPPROTO_TCP, TCP_USER_TIMEOUT, 1000 * SILENT_S * (SILENT_TIMES + 1)}};
 
-	for (size_t i = 0; i < ARRAY_LEN(options); i++)
+	/* Also one that is gone in the middle of what we send; but a caller may have been stopped by his user, and not take anything for a while. */
+	for (size_t i = 0; i < ARRAY_LEN(options) - !caller; i++)
 		setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int)); /* best effort: a Unix socket has none */
 }
 
@@ -153,7 +154,7 @@ tcp_socket(const struct addr *a, bool listening)
 	if (fd < 0)
 		return fail(-err, err == -EPERM ? "%s: not a loopback address, and what is sent could be read (tcp: with --key)" : "%s: %s", a->text,
 		    strerror(-err));
-	set_up(fd);
+	set_up(fd, !listening);
 	return fd;
 }
 
@@ -301,7 +302,7 @@ addr_welcome(const struct addr *a, const char *key, int fd, struct link *l)
 	socklen_t n = sizeof(peer);
 	char name[64] = "caller";
 
-	set_up(fd);
+	set_up(fd, false);
 	if (a->kind == ADDR_UNIX) {
 		if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) < 0 || (peer.uid != geteuid() && peer.uid != 0)) {
 			close(fd);

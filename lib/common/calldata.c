@@ -6,7 +6,7 @@
 #include "sysnames.h"
 
 /* As the kernel has them on 64-bit machines. */
-enum { IOVEC = 16, MSGHDR = 56, IOV_MAX_ = 1024 };
+enum { IOVEC = 16, MSGHDR = 56, IOV_MAX_ = 1024, FDSET_FILES = 1024 };
 
 void
 calldata_fini(struct calldata *c)
@@ -161,6 +161,9 @@ calldata_wanted(const struct calldata *c, unsigned i, uint64_t *len)
 			*len = min_u64(*len, CALLDATA_ADDRESS_MAX);
 		return 0;
 	}
+	/* Of fd_set the kernel touches as much as the number of files says. */
+	if (begins(a, "~fdset") && (int32_t)number(c, 0) > FDSET_FILES)
+		return -EINVAL;
 	size = struct_size(a->type + 1, (size_t)((star != NULL ? star : a->type + a->type_len) - a->type) - 1);
 	if (star != NULL)
 		count = (uint64_t)max_i64(0, (int32_t)number(c, calldata_other(a)));

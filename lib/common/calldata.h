@@ -61,6 +61,8 @@ struct calldata_parts {
 struct calldata_parts calldata_parts(const unsigned char *head);
 /* Bytes that the kernel may touch behind argument i, which is neither a string nor one of several pieces; or -EINVAL. */
 int calldata_wanted(const struct calldata *c, unsigned i, uint64_t *len);
+/* Is there as much data as the kernel will touch? Returns 0 or -EPROTO. */
+int calldata_check(const struct calldata *c);
 /* How much of what argument i has room for was given. */
 size_t calldata_given(const struct calldata *c, unsigned i, int64_t result);
 

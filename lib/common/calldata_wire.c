@@ -3,13 +3,14 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "calldata.h"
 
 /* --- on the wire: number, then for each argument 0 and its value, 1 and its data, or 2 and the length of the room */
 
 enum { VALUE, DATA, ROOM };
-enum { TAIL_MIN = 16 << 10 };
+enum { TAIL_MIN = 16 << 10, SLACK = 4096 };
 
 void
 calldata_put_call(struct buf *out, const struct calldata *c)
@@ -50,7 +51,17 @@ check_data(const struct calldata *c, unsigned i)
 		p = calldata_parts(data);
 		return p.name <= CALLDATA_ADDRESS_MAX && p.control <= CALLDATA_CONTROL_MAX && p.all == a->len ? 0 : -EPROTO;
 	}
-	return calldata_wanted(c, i, &len) == 0 && len <= a->len ? 0 : -EPROTO;
+	return calldata_wanted(c, i, &len) == 0 && len <= a->len && a->len - len <= SLACK ? 0 : -EPROTO;
+}
+
+int
+calldata_check(const struct calldata *c)
+{
+	int err = 0;
+
+	for (unsigned i = 0; i < c->nargs && err == 0; i++)
+		err = check_data(c, i);
+	return err;
 }
 
 /* Argument i as it came. What is not a pointer is a value; what is one has data or is NULL. */
@@ -99,8 +110,8 @@ calldata_get_call(struct calldata *c, const unsigned char *body, size_t len)
 		if (err == 0)
 			err = get_arg(c, i, &r);
 	}
-	for (unsigned i = 0; i < c->nargs && err == 0; i++)
-		err = check_data(c, i);
+	if (err == 0)
+		err = calldata_check(c);
 	return err < 0 || (!r.failed && rbuf_left(&r) == 0) ? err : -EPROTO;
 }
 
@@ -130,10 +141,27 @@ calldata_put_result(struct buf *out, const struct calldata *c, int64_t result, c
 	}
 }
 
+/* Nobody is told that he has got more than he has room for, by a call that says how much it has given. */
+static bool
+believable(const struct calldata *c, int64_t result)
+{
+	size_t room = 0;
+	bool counts = false;
+
+	for (unsigned i = 0; i < c->nargs; i++)
+		if (c->arg[i].is_data && c->arg[i].len > 0 && (c->arg[i].type[0] == 'r' || strncmp(c->arg[i].type, "iovr", 4) == 0)) {
+			counts = true;
+			room = c->arg[i].len;
+		}
+	/* MSG_TRUNC asks for the true length. */
+	return !counts || c->nr == SYS_recvfrom || result < 0 || (uint64_t)result <= room;
+}
+
 int
 calldata_get_result(struct calldata *c, const unsigned char *body, size_t len, int64_t *result)
 {
 	struct rbuf r = {body, len, 0, false};
+	uint64_t came[6] = {0};
 
 	*result = (int64_t)rbuf_get_u64(&r);
 	for (unsigned i = 0; i < c->nargs; i++) {
@@ -148,6 +176,13 @@ calldata_get_result(struct calldata *c, const unsigned char *body, size_t len, i
 			return -EPROTO;
 		if (n > 0)
 			memcpy(c->data.data + a->value, data, n);
+		came[i] = n;
 	}
+	/* What it says to have given must have come. */
+	for (unsigned i = 0; i < c->nargs; i++)
+		if (came[i] < calldata_given(c, i, *result) && !calldata_is_msg(&c->arg[i]))
+			return -EPROTO;
+	if (!believable(c, *result))
+		return -EPROTO;
 	return r.failed || rbuf_left(&r) > 0 ? -EPROTO : 0;
 }

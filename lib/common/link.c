@@ -13,12 +13,12 @@
 #include "log.h"
 #include "tls.h"
 
-enum { READ_AHEAD = 64 << 10 };
+enum { READ_AHEAD = 64 << 10, ABSORB_MAX = 64 << 20, PATIENCE_MS = 2000 };
 
 void
 link_init(struct link *l, int in, int out, const char *peer)
 {
-	*l = (struct link){.in = in, .out = out, .peer = strdup(peer), .lock = PTHREAD_MUTEX_INITIALIZER};
+	*l = (struct link){.in = in, .out = out, .urgent = -1, .peer = strdup(peer), .lock = PTHREAD_MUTEX_INITIALIZER};
 	fcntl(in, F_SETFD, FD_CLOEXEC);
 	fcntl(out, F_SETFD, FD_CLOEXEC);
 	fcntl(in, F_SETFL, fcntl(in, F_GETFL) | O_NONBLOCK);
@@ -79,30 +79,49 @@ wait_for(int fd, short events, int timeout_ms)
 	poll(&p, 1, timeout_ms);
 }
 
+/* For what is to come. If it takes long, l->urgent ends it. Returns 0 or -EINTR. */
+static int
+wait_to_read(struct link *l, int timeout_ms)
+{
+	struct pollfd p[2] = {{l->in, POLLIN, 0}, {l->urgent, POLLIN, 0}};
+
+	if (timeout_ms >= 0 || l->urgent < 0 || poll(p, 1, PATIENCE_MS) > 0) {
+		if (timeout_ms >= 0 || l->urgent < 0)
+			poll(p, 1, timeout_ms);
+		return 0;
+	}
+	poll(p, 2, -1);
+	return p[0].revents == 0 && p[1].revents != 0 ? -EINTR : 0;
+}
+
 /* Whatever has come, up to READ_AHEAD bytes or what is wanted. Returns the count, 0 at the end, -EAGAIN, or a negative errno. The lock is held. */
 static ssize_t
 fill(struct link *l, size_t want)
 {
-	size_t room = max_u64(want, READ_AHEAD);
+	size_t room = max_u64(want, READ_AHEAD), most;
 	struct buf *b = &l->input;
 	ssize_t n;
 
 	if (l->taken > 0 && l->taken == b->len)
 		b->len = l->taken = 0;
-	if (b->cap - b->len < room) {
-		unsigned char *p = malloc(b->len - l->taken + room);
+	/* As little is moved as can be: what is missing of a frame fits, or there is some room. */
+	if (b->cap - b->len < (want > 0 ? want : READ_AHEAD / 4)) {
+		size_t left = b->len - l->taken;
+		unsigned char *p = malloc(max_u64(2 * left, left + room));
 
 		if (p == NULL)
 			return -ENOMEM;
-		memcpy(p, b->data + l->taken, b->len - l->taken);
+		if (left > 0)
+			memcpy(p, b->data + l->taken, left);
 		free(b->data);
 		b->data = p;
-		b->cap = b->len - l->taken + room;
-		b->len -= l->taken;
+		b->cap = max_u64(2 * left, left + room);
+		b->len = left;
 		l->taken = 0;
 	}
+	most = min_u64(room, b->cap - b->len);
 	do
-		n = l->tls != NULL ? tls_read(l->tls, b->data + b->len, room) : read(l->in, b->data + b->len, room);
+		n = l->tls != NULL ? tls_read(l->tls, b->data + b->len, most) : read(l->in, b->data + b->len, most);
 	while (n < 0 && l->tls == NULL && errno == EINTR);
 	if (n < 0 && l->tls == NULL)
 		n = -errno;
@@ -142,7 +161,8 @@ send_all(struct link *l, struct iovec piece[2])
 {
 	while (piece[0].iov_len + piece[1].iov_len > 0) {
 		ssize_t n = send_some(l, piece);
-		struct pollfd p[2] = {{l->out, POLLOUT, 0}, {l->side == SIDE_CALLER ? l->in : -1, POLLIN, 0}};
+		bool absorb = l->side == SIDE_CALLER && l->input.len - l->taken < ABSORB_MAX;
+		struct pollfd p[2] = {{l->out, POLLOUT, 0}, {absorb ? l->in : -1, POLLIN, 0}};
 
 		if (n > 0) {
 			consume(piece, (size_t)n);
@@ -174,7 +194,7 @@ link_send_parts(struct link *l, enum msg_type type, uint32_t id, struct buf *b, 
 	if (err == 0)
 		memcpy(b->data, head.data, MSG_HEADER);
 	buf_fini(&head);
-	if (err == 0 && l->broken)
+	if (l->broken)
 		err = -ECONNRESET;
 	else if (err < 0)
 		err = fail(EPROTO, "%s: a message out of order", l->peer); /* our own mistake */
@@ -297,7 +317,8 @@ link_receive(struct link *l, struct msg_header *h, const unsigned char **body, b
 			l->broken = true;
 			return fail(ETIMEDOUT, "%s: does not answer", l->peer);
 		}
-		wait_for(l->in, POLLIN, (int)left);
+		if (wait_to_read(l, (int)left) < 0)
+			return broken(l, EINTR, "does not answer; interrupted");
 	}
 }
 
@@ -349,7 +370,8 @@ link_pull(struct link *l, void *data, size_t len)
 		n = l->broken ? -ECONNRESET : pull_some(l, p, len);
 		pthread_mutex_unlock(&l->lock);
 		if (n == -EAGAIN || n == -EINTR) {
-			wait_for(l->in, POLLIN, -1);
+			if (wait_to_read(l, -1) < 0)
+				return broken(l, EINTR, "does not answer; interrupted");
 			continue;
 		}
 		if (n <= 0)

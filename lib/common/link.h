@@ -14,6 +14,7 @@ struct ssl_st;
 struct link {
 	int in, out;          /* owned; may be one */
 	pid_t helper;         /* ssh, or 0 */
+	int urgent;           /* where this can be read, a wait that takes long is given up; -1: never. Borrowed */
 	struct ssl_st *tls;   /* owned, or NULL */
 	enum msg_side side;
 	enum msg_state state; /* set by link_start() */

@@ -396,6 +396,24 @@ syscall_text_parse(struct calldata *c, const char *name, char *const *args, size
 
 /* --- to text */
 
+/* As it is where that is plain text, and else with quotes. */
+static void
+put_unix(struct buf *out, const struct sockaddr_un *un, size_t len)
+{
+	bool abstract = un->sun_path[0] == '\0', plain = true;
+	const char *name = un->sun_path + abstract;
+	size_t n = min_u64(len, sizeof(un->sun_path)) - abstract;
+
+	n = abstract ? n : strnlen(name, n);
+	for (size_t i = 0; i < n; i++)
+		plain &= name[i] > ' ' && name[i] < 127 && name[i] != '"';
+	text_put(out, "unix:%s", abstract ? "@" : "");
+	if (plain)
+		buf_put(out, name, n);
+	else
+		string_put(out, (const unsigned char *)name, n);
+}
+
 static void
 put_address(struct buf *out, const unsigned char *data, size_t len)
 {
@@ -412,8 +430,7 @@ put_address(struct buf *out, const unsigned char *data, size_t len)
 	else if (family == AF_INET6 && len >= sizeof(*in6))
 		text_put(out, "inet:[%s]:%d", inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof(host)), ntohs(in6->sin6_port));
 	else if (family == AF_UNIX && len > 2)
-		text_put(out, "unix:%s%.*s", un->sun_path[0] == '\0' ? "@" : "", (int)min_u64(len - 2 - (un->sun_path[0] == '\0'),
-		    sizeof(un->sun_path)), un->sun_path + (un->sun_path[0] == '\0'));
+		put_unix(out, un, len - 2);
 	else
 		string_put(out, data, len);
 }
