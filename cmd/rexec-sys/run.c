@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,10 +17,12 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sysexits.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "io.h"
 #include "log.h"
+#include "options.h"
 #include "proc.h"
 
 static const int passed_on[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGTSTP, SIGWINCH};
@@ -44,14 +47,17 @@ run_lost(struct run *r, const char *why)
 
 /* In the child: `go` says that we are its tracer. */
 static _Noreturn void
-become_command(const struct run_options *o, int go, const sigset_t *mask)
+become_command(const struct run_options *o, int go)
 {
 	char byte;
 
 	if (read_full(go, &byte, 1) != 1)
 		_exit(EX_OSERR);
 	close(go);
-	sigprocmask(SIG_SETMASK, mask, NULL);
+	options_give_back();
+	for (int fd = 0; fd <= STDERR_FILENO; fd++)
+		if (io_stood_in(fd))
+			close(fd);
 	if (filter_install() < 0) {
 		fail(errno, errno == EINVAL ? "run: needs Linux 5.19 or newer" : errno == EBUSY ? "run: is run under another run, or something else that supervises calls" : "seccomp: %s", strerror(errno));
 		_exit(EX_UNAVAILABLE);
@@ -65,17 +71,24 @@ become_command(const struct run_options *o, int go, const sigset_t *mask)
 static int
 take_files(struct run *r, struct thread *t)
 {
-	int proc = proc_open(getpid()), *numbers = NULL, err;
+	enum { STOCK = 1000 }; /* out of the way */
+	int proc = proc_open(getpid()), *numbers = NULL, err, stock;
 	size_t n = 0;
 
 	err = proc < 0 ? proc : proc_list(proc, "fd", &numbers, &n);
+	stock = err < 0 ? -1 : (int)CALL_NOW(r, t, SYS_fcntl, 0, F_DUPFD_CLOEXEC, STOCK);
 	for (size_t i = 0; i < n && err >= 0; i++) {
 		if (fcntl(numbers[i], F_GETFD) != 0) /* closed meanwhile, or not for others */
 			continue;
+		if (io_stood_in(numbers[i])) {
+			CALL_NOW(r, t, SYS_close, (uint64_t)numbers[i]);
+			continue;
+		}
 		file_set(r, t->process, numbers[i], HERE);
 		if (numbers[i] > 2)
-			err = (int)CALL_NOW(r, t, SYS_dup2, 0, (uint64_t)numbers[i]);
+			err = (int)CALL_NOW(r, t, SYS_dup2, (uint64_t)stock, (uint64_t)numbers[i]);
 	}
+	CALL_NOW(r, t, SYS_close, (uint64_t)stock);
 	free(numbers);
 	close_fd(&proc);
 	return err < 0 ? fail(-err, "files that are open: %s", strerror(-err)) : 0;
@@ -110,14 +123,14 @@ static int
 start(struct run *r)
 {
 	int go[2], err, status;
-	sigset_t set, old;
+	sigset_t set;
 	pid_t pid;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	for (size_t i = 0; i < ARRAY_LEN(passed_on); i++)
 		sigaddset(&set, passed_on[i]);
-	sigprocmask(SIG_BLOCK, &set, &old);
+	sigprocmask(SIG_BLOCK, &set, NULL);
 	r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	r->placeholder = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	sigemptyset(&set);
@@ -128,7 +141,7 @@ start(struct run *r)
 	pid = fork();
 	if (pid == 0) {
 		close(go[1]);
-		become_command(r->options, go[0], &old);
+		become_command(r->options, go[0]);
 	}
 	close(go[0]);
 	err = pid < 0 ? fail_errno("fork") : trace_begin(r, pid);
@@ -176,6 +189,31 @@ anybody_away(const struct run *r)
 	return false;
 }
 
+/*
+ * Most answers come within the time that a processor needs to fall asleep and wake up again. So for that long one looks, and lets others run
+ * who want to.
+ */
+enum { LOOK_NS = 80000 };
+
+static int
+wait_for_any(struct run *r, struct pollfd *fds, size_t n, int timeout_ms)
+{
+	struct timespec now, from;
+	int ready = 0;
+
+	if (r->just_asked && timeout_ms != 0) {
+		clock_gettime(CLOCK_MONOTONIC, &from);
+		do {
+			ready = poll(fds, n, 0);
+			if (ready == 0)
+				sched_yield();
+			clock_gettime(CLOCK_MONOTONIC, &now);
+		} while (ready == 0 && (now.tv_sec - from.tv_sec) * 1000000000L + now.tv_nsec - from.tv_nsec < LOOK_NS);
+	}
+	r->just_asked = false;
+	return ready != 0 ? ready : poll(fds, n, timeout_ms);
+}
+
 static void
 loop(struct run *r)
 {
@@ -194,7 +232,7 @@ loop(struct run *r)
 		fds[1] = (struct pollfd){r->listener, POLLIN, 0};
 		fds[2] = (struct pollfd){r->ended ? -1 : r->remote.link.in, POLLIN, 0};
 		n = wait_add_fds(r, &fds, n);
-		if (poll(fds, n, buffered || r->nresults > 0 ? 0 : anybody_away(r) ? TICK_MS : -1) < 0 && errno != EINTR)
+		if (wait_for_any(r, fds, n, buffered || r->nresults > 0 ? 0 : anybody_away(r) ? TICK_MS : -1) < 0 && errno != EINTR)
 			return;
 		now = now_ms();
 		if (now >= next_tick) {

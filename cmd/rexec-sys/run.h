@@ -88,7 +88,7 @@ struct thread {
 	taddr peek_at;
 	struct wait *wait;      /* it waits for several files; owned */
 	/* It has the mask that it asked for while it waits, and gets its own before it goes on. */
-	enum { MASK_OWN, MASK_WANTED, MASK_SET } mask;
+	enum { MASK_OWN, MASK_WANTED, MASK_SET, MASK_HANDLER } mask;
 	uint64_t mask_wanted, mask_own;
 	/* It executes a program; then it gets the program's name. */
 	enum { EXEC_NONE, EXEC_BEGUN, EXEC_DONE, EXEC_NAMING, EXEC_NAMED } exec;
@@ -112,6 +112,7 @@ struct run {
 	bool ended;             /* the other machine has gone */
 	uint32_t last_number;
 	uint64_t tick;
+	bool just_asked;        /* the answer may come at once */
 	struct process **processes;
 	size_t nprocesses;
 	struct thread **threads;
@@ -140,6 +141,8 @@ void trace_events(struct run *r);
 void trace_tick(struct run *r);
 /* The thread is to stop, and then to begin its call again. */
 void trace_again(struct run *r, struct thread *t);
+/* Its call has been interrupted there; or not_begun. */
+void trace_interrupted(struct run *r, struct thread *t, bool not_begun);
 struct thread *thread_find(const struct run *r, pid_t tid);
 /* Own memory of the thread. calldata_copy: ctx is the thread. */
 int thread_read(void *ctx, taddr at, void *data, size_t len);
@@ -196,8 +199,8 @@ size_t wait_add_fds(struct run *r, struct pollfd **fds, size_t n);
 void wait_ready(struct run *r);
 /* A file of here is closed. */
 void wait_forget(struct run *r, const struct process *p, int fd);
-/* The thread has been stopped for its mask; and it gets its own back before a handler runs. */
-void wait_stopped(struct thread *t);
+/* The thread has been stopped for its mask: it gets the one it asked for, or its own; keep: not that yet, a handler is to run first. */
+void wait_stopped(struct thread *t, bool keep);
 void wait_own_mask(struct thread *t);
 /* It has been called back because a file of here is ready. */
 bool wait_called_back(const struct thread *t);

@@ -79,6 +79,7 @@ call_send(struct run *r, struct thread *t)
 	}
 	t->phase = PHASE_ASKED;
 	t->asked_tick = r->tick;
+	r->just_asked = true;
 }
 
 void
@@ -96,7 +97,10 @@ call_recall(struct run *r, struct thread *t)
 static void
 refuse(struct run *r, struct thread *t)
 {
-	if (t->call.nr == SYS_ioctl) {
+	if (t->call.nr == SYS_ioctl && t->call.arg[1] == TIOCSCTTY) {
+		/* It stays that of here; but who opens a terminal for others wants to hear that this is done. */
+		call_respond(r, t, 0);
+	} else if (t->call.nr == SYS_ioctl) {
 		debug(1, "ioctl %#llx: not known, and so not forwarded", (unsigned long long)t->call.arg[1]);
 		call_respond(r, t, -ENOTTY);
 	} else {
@@ -178,9 +182,9 @@ call_complete(struct run *r, struct thread *t)
 {
 	int err;
 
-	if (t->phase == PHASE_RECALLED && t->result == -EINTR && !wait_called_back(t)) {
+	if (t->phase == PHASE_RECALLED && (t->result == -EINTR || t->result == ARCH_NOT_BEGUN) && !wait_called_back(t)) {
 		wait_drop(t);
-		trace_again(r, t);
+		trace_interrupted(r, t, t->result == ARCH_NOT_BEGUN);
 		return;
 	}
 	if (wait_complete(r, t) || table_complete(r, t))
@@ -435,6 +439,8 @@ by_files(struct run *r, struct thread *t)
 		call_respond(r, t, -EBADF);
 	else if (here && there) /* programs that ask so copy by themselves then */
 		call_respond(r, t, t->call.nr == SYS_copy_file_range || t->call.nr == SYS_ioctl ? -EXDEV : -EINVAL);
+	else if (there && t->call.nr == SYS_ioctl && t->call.arg[1] == TIOCSCTTY)
+		refuse(r, t);
 	else if (here && t->call.nr == SYS_fchdir)
 		call_respond(r, t, -EACCES);
 	else if (here && !(t->call.nr == SYS_ioctl && (t->call.arg[1] == FIOCLEX || t->call.arg[1] == FIONCLEX)))

@@ -130,7 +130,7 @@ add_interpreter(struct run *r, struct thread *t, struct program *p)
 static int64_t
 resolve(struct run *r, struct thread *t, int dfd, const char *path, bool by_fd, struct program *p)
 {
-	char head[HEAD + 1], *interpreter, *argument, *said = strdup(path);
+	char head[HEAD + 1], *interpreter, *argument, *said = strdup(path), *name = NULL;
 	int64_t err = said == NULL ? -ENOMEM : 0;
 
 	for (unsigned depth = 0; err == 0; depth++) {
@@ -153,6 +153,11 @@ resolve(struct run *r, struct thread *t, int dfd, const char *path, bool by_fd, 
 		/* The script as it was said, its interpreter's argument, its interpreter; in front of these the interpreter's interpreter. */
 		if (depth > 0)
 			free(p->before[--p->nbefore]);
+		/* One that is relative to a directory that is open, or open itself, is called by that. */
+		if (dfd != AT_FDCWD && said[0] != '/' && asprintf(&name, "/dev/fd/%d%s%s", dfd, said[0] != '\0' ? "/" : "", said) > 0) {
+			free(said);
+			said = name;
+		}
 		if (!put_before(p, said) || (argument != NULL && !put_before(p, argument)) || !put_before(p, interpreter))
 			err = -ENOMEM;
 		free(said);

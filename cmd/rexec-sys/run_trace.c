@@ -2,6 +2,7 @@
  * What ptrace tells: threads come and go, signals, exec.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/kcmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,8 +21,11 @@
 enum { OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC |
 		 PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL };
 
-/* ERESTARTSYS: what a call returns inside the kernel that shall begin again, if no handler runs that does not want it to. */
-enum { RESTART_AS_HANDLER_SAYS = -512, RESTART_ALWAYS = -513 };
+/*
+ * ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND: what a call returns inside the kernel that shall begin again, if no handler runs that does not want it
+ * to; in any case; if no handler runs.
+ */
+enum { RESTART_AS_HANDLER_SAYS = -512, RESTART_ALWAYS = -513, RESTART_WITHOUT_HANDLER = -514 };
 
 /* --- threads and processes */
 
@@ -231,26 +235,45 @@ birth(struct run *r, struct thread *parent)
 
 /* --- signals */
 
-/* Signals that would do something to the thread if it did not wait for us. */
-static bool
-has_signal(const struct thread *t)
+struct signals {
+	uint64_t pending, caught; /* not blocked, and not ignored; with a handler */
+};
+
+static struct signals
+pending(const struct thread *t)
 {
 	static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT};
 	struct { const char *name; uint64_t bits; } set[] = {{"\nSigPnd:", 0}, {"\nShdPnd:", 0}, {"\nSigBlk:", 0}, {"\nSigIgn:", 0}, {"\nSigCgt:", 0}};
 	char path[64], *text = NULL, *p;
-	uint64_t nothing;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", t->tid);
 	if (read_file(-1, path, &text) <= 0)
-		return false;
+		return (struct signals){0, 0};
 	for (size_t i = 0; i < ARRAY_LEN(set); i++)
 		if ((p = strstr(text, set[i].name)) != NULL)
 			set[i].bits = strtoull(p + strlen(set[i].name), NULL, 16);
 	free(text);
-	nothing = set[3].bits;
 	for (size_t i = 0; i < ARRAY_LEN(ignored); i++)
-		nothing |= 1ULL << (ignored[i] - 1) & ~set[4].bits;
-	return ((set[0].bits | set[1].bits) & ~set[2].bits & ~nothing) != 0;
+		set[3].bits |= 1ULL << (ignored[i] - 1) & ~set[4].bits;
+	return (struct signals){(set[0].bits | set[1].bits) & ~set[2].bits & ~set[3].bits, set[4].bits};
+}
+
+/* Is there a signal that would do something to the thread if it did not wait for us? */
+static bool
+has_signal(const struct thread *t)
+{
+	return pending(t).pending != 0;
+}
+
+/* A call that does not wait for others, and so never returns EINTR. */
+static bool
+is_prompt(const struct arch_call *c)
+{
+	if (syscall_class(c->nr) == SYSCALL_HERE)
+		return false;
+	if (c->nr == SYS_fcntl)
+		return c->arg[1] != F_SETLKW && c->arg[1] != F_OFD_SETLKW;
+	return !syscall_blocks(c->nr) || c->nr == SYS_close || c->nr == SYS_open || c->nr == SYS_openat;
 }
 
 void
@@ -265,12 +288,27 @@ trace_tick(struct run *r)
 	}
 }
 
+/* With a stop the kernel looks at a result before the thread is back in its program, and makes of it what it makes of its own. */
+static void
+return_and_stop(struct run *r, struct thread *t, int64_t result)
+{
+	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
+	call_respond(r, t, result);
+}
+
 void
 trace_again(struct run *r, struct thread *t)
 {
-	/* With this the kernel looks at it before the thread is back in its program, and makes of the result what it makes of its own. */
-	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
-	call_respond(r, t, RESTART_AS_HANDLER_SAYS);
+	return_and_stop(r, t, RESTART_AS_HANDLER_SAYS);
+}
+
+void
+trace_interrupted(struct run *r, struct thread *t, bool not_begun)
+{
+	if (syscall_class(t->call.nr) == SYSCALL_WAIT)
+		return_and_stop(r, t, RESTART_WITHOUT_HANDLER); /* whatever the handler says: signal(7) */
+	else
+		return_and_stop(r, t, not_begun && (t->call.nr == SYS_connect || is_prompt(&t->call)) ? RESTART_ALWAYS : RESTART_AS_HANDLER_SAYS);
 }
 
 /*
@@ -280,15 +318,41 @@ static void
 begin_again(struct thread *t)
 {
 	struct arch_regs regs;
-	long nr;
 
 	if (tracee_get_regs(t->tid, &regs) < 0 || (int64_t)regs.orig_rax < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
 		return;
-	nr = (long)regs.orig_rax;
-	if (syscall_class(nr) == SYSCALL_HERE || (syscall_blocks(nr) && nr != SYS_close && nr != SYS_open && nr != SYS_openat))
+	if (syscall_class((long)regs.orig_rax) == SYSCALL_WAIT)
+		regs.rax = (uint64_t)RESTART_WITHOUT_HANDLER;
+	else if (is_prompt(&(struct arch_call){(long)regs.orig_rax, {regs.rdi, regs.rsi}}))
+		regs.rax = (uint64_t)RESTART_ALWAYS;
+	else
 		return;
-	regs.rax = (uint64_t)RESTART_ALWAYS;
 	tracee_set_regs(t->tid, &regs);
+}
+
+/*
+ * The mask that it asked for is set while it waits; behind the handler its own is to be set again. So the handler's frame is made with the mask
+ * that lets the signal through, and gets the thread's own then.
+ */
+static void
+signal_stop(struct thread *t, int sig)
+{
+	struct arch_regs regs;
+
+	if (t->mask == MASK_HANDLER && sig == SIGTRAP && tracee_get_regs(t->tid, &regs) == 0) {
+		thread_write(t, regs.rsp + ARCH_HANDLER_MASK, &t->mask_own, sizeof(t->mask_own));
+		t->mask = MASK_OWN;
+		go_on(t, PTRACE_CONT, 0);
+		return;
+	}
+	begin_again(t);
+	if (t->mask == MASK_SET && (pending(t).caught >> (sig - 1) & 1) != 0) {
+		t->mask = MASK_HANDLER;
+		go_on(t, PTRACE_SINGLESTEP, sig);
+		return;
+	}
+	wait_own_mask(t);
+	go_on(t, PTRACE_CONT, sig);
 }
 
 /* A process stops as a whole: also its threads whose calls are there. */
@@ -335,7 +399,7 @@ stopped(struct run *r, struct thread *t, int status)
 			return;
 		}
 		if (sig == SIGTRAP)
-			wait_stopped(t);
+			wait_stopped(t, t->mask == MASK_SET && has_signal(t));
 		else
 			stop_others(r, t);
 		go_on(t, sig == SIGTRAP ? PTRACE_CONT : PTRACE_LISTEN, 0);
@@ -347,7 +411,7 @@ stopped(struct run *r, struct thread *t, int status)
 		if (sig == (SIGTRAP | 0x80))
 			exec_syscall_stop(r, t);
 		else
-			begin_again(t), wait_own_mask(t), go_on(t, PTRACE_CONT, sig);
+			signal_stop(t, sig);
 	}
 }
 

@@ -95,11 +95,11 @@ wait_own_mask(struct thread *t)
 }
 
 void
-wait_stopped(struct thread *t)
+wait_stopped(struct thread *t, bool keep)
 {
 	if (t->mask == MASK_WANTED && tracee_get_sigmask(t->tid, &t->mask_own) == 0 && tracee_set_sigmask(t->tid, t->mask_wanted) == 0)
 		t->mask = MASK_SET;
-	else
+	else if (!keep && t->mask != MASK_HANDLER)
 		wait_own_mask(t);
 }
 

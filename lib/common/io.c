@@ -25,16 +25,23 @@ goes_on(void)
 	return errno == EINTR && (give_up == NULL || !give_up());
 }
 
+static bool stood_in[STDERR_FILENO + 1];
+
 void
 io_keep_stdio(void)
 {
 	int fd;
 
-	do
-		fd = open("/dev/null", O_RDWR);
-	while (fd >= 0 && fd <= STDERR_FILENO);
+	while ((fd = open("/dev/null", O_RDWR)) >= 0 && fd <= STDERR_FILENO)
+		stood_in[fd] = true;
 	if (fd >= 0)
 		close(fd);
+}
+
+bool
+io_stood_in(int fd)
+{
+	return fd >= 0 && fd <= STDERR_FILENO && stood_in[fd];
 }
 
 int

@@ -17,6 +17,8 @@ void io_set_interrupt(bool (*interrupted)(void));
 
 /* Make sure that fds 0, 1 and 2 exist: else the next files that are opened would be stdio. */
 void io_keep_stdio(void);
+/* Was this one of them that did not exist before? */
+bool io_stood_in(int fd);
 
 /* Silent. Write all of it. Returns 0, or a negative errno. */
 int write_full(int fd, const void *data, size_t len);

@@ -68,6 +68,11 @@ options_common(int opt, const char *argument)
 	}
 }
 
+static struct {
+	sigset_t mask;
+	struct sigaction pipe;
+} inherited;
+
 void
 options_end(void)
 {
@@ -78,12 +83,19 @@ options_end(void)
 	/* Waiting for tracees is sigtimedwait(): tracee.c. */
 	sigemptyset(&chld);
 	sigaddset(&chld, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &chld, NULL);
-	signal(SIGPIPE, SIG_IGN);
+	sigprocmask(SIG_BLOCK, &chld, &inherited.mask);
+	sigaction(SIGPIPE, &(struct sigaction){.sa_handler = SIG_IGN}, &inherited.pipe);
 	if (!kfeat_hide(getenv("PMS_WITHOUT"), &bad)) {
 		fail(EINVAL, "PMS_WITHOUT: %s: no such feature", bad);
 		exit(EX_USAGE);
 	}
+}
+
+void
+options_give_back(void)
+{
+	sigaction(SIGPIPE, &inherited.pipe, NULL);
+	sigprocmask(SIG_SETMASK, &inherited.mask, NULL);
 }
 
 void

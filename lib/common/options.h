@@ -20,6 +20,9 @@ void options_common(int opt, const char *argument);
 /* When all have been read: how much is to be said. Signals for waiting, PMS_WITHOUT. */
 void options_end(void);
 
+/* In a child that is to be another program: mask and SIGPIPE as they were before options_end(). */
+void options_give_back(void);
+
 /* SIGINT, SIGTERM and SIGHUP lead to handler; what nohup(1) ignores stays ignored. */
 void options_catch(void (*handler)(int sig));
 

@@ -7,7 +7,7 @@ load hosts
 # The same command there and away prints the same, and ends the same; its files are those of there.
 same() {
 	local status=0
-	nsenter -t "$SERVER" --user --mount --uts --net --ipc --preserve-credentials --wdns=/mnt/home -- "$@" >there.1 2>there.2 </dev/null || status=$?
+	nsenter -t "$SERVER" --user --mount --uts --net --ipc --pid --preserve-credentials --wdns=/mnt/home -- "$@" >there.1 2>there.2 </dev/null || status=$?
 	run -"$status" bash -c 'exec "$@" >away.1 2>away.2 </dev/null' _ rexec-sys run -q -H "$THERE" "$@"
 	diff there.1 away.1
 	diff there.2 away.2
@@ -103,6 +103,12 @@ same() {
 		ended(hello, frame(18, 1, struct.pack("<II", 7, 0)))                              # a thread that is not there
 		ended(hello, frame(18, 1, struct.pack("<IIBQBQBQ", 1, 0, 0, 0, 2, 10, 0, 1000)))  # read 1000 bytes into room for 10
 		ended(hello, frame(18, 1, struct.pack("<IIBQBQBQ", 1, 0, 0, 0, 0, 4096, 0, 10)))  # at an address
+		ended(hello, frame(18, 1, struct.pack("<IIBQ", 1, 23, 0, 20000) + (struct.pack("<BQ", 1, 128) + bytes(128)) * 3 + struct.pack("<BQ", 0, 0)))  # select of 20000 files
+		waits = session(); waits.sendall(hello); waits.recv(8192)
+		waits.sendall(frame(18, 2, struct.pack("<IIBQ", 1, 22, 2, 8))); waits.recv(8192)  # pipe: 3 and 4
+		waits.sendall(frame(18, 3, struct.pack("<IIBQBQBQ", 1, 0, 0, 3, 2, 10, 0, 10)))    # read, which waits
+		waits.sendall(frame(20, 3, b""))
+		assert struct.unpack("<HHIQq", waits.recv(8192)[:24])[4] in (-4, -513)
 		half = session(); half.sendall(hello[:7])
 		good.sendall(frame(18, 5, struct.pack("<II", 1, 39)))                             # getpid
 		answer = good.recv(8192)
@@ -174,10 +180,61 @@ same() {
 	printf '%s\n' same x 9 17 | diff - printed
 }
 
+@test "what a command inherits: signals, standard files that are closed; a pipe that nobody reads" {
+	there
+	# shellcheck disable=SC2016
+	[ "$(away bash -c 'yes | head -n 1 >/dev/null; echo "${PIPESTATUS[@]}"')" = "141 0" ]
+	diff <(grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status) <(away grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status)
+	run ! bash -c 'rexec-sys run -q -H "$1" ls >&-' _ "$THERE"
+	run ! bash -c 'rexec-sys run -q -H "$1" cat <&-' _ "$THERE"
+}
+
+@test "poll, select and epoll end with EINTR for a handler, also for a signal that only they let through; make" {
+	there
+	cat >masks.py <<-'P'
+		import ctypes, os, select, signal, time
+		libc = ctypes.CDLL(None, use_errno=True)
+		fired = []
+		signal.signal(signal.SIGALRM, lambda *a: fired.append(1))
+		signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+		r, w = os.pipe()
+		class Pollfd(ctypes.Structure): _fields_ = [("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short)]
+		class Timespec(ctypes.Structure): _fields_ = [("s", ctypes.c_long), ("ns", ctypes.c_long)]
+		none = (ctypes.c_ulong * 16)()
+		for i in range(20):
+		    signal.setitimer(signal.ITIMER_REAL, 0.03)
+		    got = libc.ppoll(ctypes.byref(Pollfd(r, select.POLLIN)), 1, ctypes.byref(Timespec(20, 0)), none)
+		    assert got == -1 and ctypes.get_errno() == 4, (got, ctypes.get_errno())
+		    assert len(fired) == i + 1, fired
+		    assert signal.SIGALRM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+		signal.setitimer(signal.ITIMER_REAL, 0.03); time.sleep(0.1)
+		assert len(fired) == 20 and signal.SIGALRM in signal.sigpending()
+		print("ok")
+	P
+	[ "$(rexec-sys run -H "$THERE" python3 "$T/masks.py")" = ok ]
+	printf 'all: a b\n%%: %%.in\n\tsleep 0.1; cat $< >$@\n' >Makefile
+	away sh -c 'cat >Makefile; echo 1 >a.in; echo 2 >b.in; make -s -j2; cat a b' <Makefile >printed
+	printf '%s\n' 1 2 | diff - printed
+}
+
+@test "a server that does not know the key is not believed, whatever certificate it shows" {
+	command -v openssl >/dev/null || skip "openssl is not installed"
+	(umask 077 && head -c 24 /dev/urandom | base64 >key)
+	openssl req -x509 -newkey rsa:2048 -nodes -keyout tls.key -out tls.crt -subj /CN=x -days 2 2>/dev/null
+	port=$(free_port)
+	: >impostor
+	openssl s_server -accept "$port" -key tls.key -cert tls.crt -tls1_3 >impostor 2>&1 </dev/zero 3>&- &
+	echo $! >>pids
+	await impostor ACCEPT 20
+	run -76 rexec-sys call -H "tcp:127.0.0.1:$port" -k key write 1 '"secret"' 
+	run ! grep -q secret impostor
+}
+
 @test "exec: scripts, arguments of interpreters, programs that are open, none, no permission" {
 	there
 	same sh -c 'printf "#!/bin/sh -e\necho \$0 \$# \$1\n" >s; chmod 755 s; ./s "a b" c; PATH=$PWD:$PATH s d; printf "#!$PWD/s\n" >t; chmod 755 t; ./t e'
 	same sh -c './nothing; echo $?; ./file; echo $?; /mnt; echo $?'
+	same python3 -c 'import os; fd = os.open("s", os.O_RDONLY); os.set_inheritable(fd, True); os.execve(fd, ["s", "x"], {})'
 	same python3 -c 'import os; fd = os.open("/bin/echo", os.O_RDONLY); os.execve(fd, ["echo", "by fd"], {})'
 	same sh -c 'cp /bin/echo mine; ./mine hallo; rm mine'
 	run -127 env PATH="$BIN:/usr/bin:/bin" rexec-sys run -H "$THERE" no-such-program

@@ -25,6 +25,9 @@ struct arch_regs {
 #undef R
 };
 
+/* Where the frame of a signal handler that is about to run has the mask that is set after it, from the stack pointer. */
+#define ARCH_HANDLER_MASK 304
+
 /* One call: number, arguments. */
 struct arch_call {
 	long nr;
@@ -129,8 +132,9 @@ taddr arch_park_frame(const struct arch_regs *regs);
 
 /*
  * One call in this process, as the kernel returns it, which a signal handler can end at any instant: with *cancelled set before the signal,
- * and arch_interrupt() called by the handler, it returns -EINTR if it has not begun or waits. The handler must be without SA_RESTART.
+ * and arch_interrupt() called by the handler, it returns -EINTR if it waits, and ARCH_NOT_BEGUN if it has not begun. The handler must be without SA_RESTART.
  */
+#define ARCH_NOT_BEGUN (-513)
 int64_t arch_interruptible_call(const volatile int *cancelled, const struct arch_call *call);
 void arch_interrupt(void *ucontext);
 

@@ -23,6 +23,6 @@ arch_interruptible_end:
 	ret
 	.globl arch_interruptible_out
 arch_interruptible_out:
-	mov $-4, %rax # -EINTR
+	mov $-513, %rax # -ERESTARTNOINTR
 	ret
 	.section .note.GNU-stack, "", @progbits
