@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "guest.h"
 #include "log.h"
 #include "session.h"
 
@@ -90,7 +91,7 @@ execute(struct executor *e)
 	uint32_t id = e->id;
 
 	e->call = (struct calldata){0};
-	session_execute(e->session, &c, &e->cancelled, &a);
+	session_execute(e->session, &e->guest, &c, &e->cancelled, &a);
 	/* As soon as he has the result he may send the next call. */
 	pthread_mutex_lock(&e->lock);
 	e->busy = false;
@@ -258,6 +259,9 @@ executor_end(struct executor *e)
 		pthread_mutex_unlock(&e->lock);
 		pthread_join(e->pthread, NULL);
 	}
+	if (e->guest != NULL)
+		guest_end(e->guest);
+	free(e->guest);
 	calldata_fini(&e->call);
 	sem_destroy(&e->go);
 	sem_destroy(&e->done);

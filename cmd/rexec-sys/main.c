@@ -136,7 +136,8 @@ do_call(struct options *o, int argc, char **argv)
 	err = strcmp(argv[0], "-") == 0 && argc == 1 ? script_read(&script, STDIN_FILENO) : script_take(&script, argv, (size_t)argc);
 	if (err == 0)
 		err = script_check(&script);
-	options_catch(on_signal);
+	if (o->call.address == NULL)
+		options_catch(on_signal); /* there is nothing of ours to give back on another machine */
 	if (err == 0)
 		err = call_by_hand(&o->call, &script);
 	script_free(&script);

@@ -39,14 +39,15 @@ static _Noreturn void
 serve_one(const struct listener *s, int fd, int known)
 {
 	struct link l;
-	sigset_t none;
+	sigset_t chld;
 	int err;
 
 	close(s->signals);
 	close(s->socket);
 	setsid(); /* what one caller does to his process group is nothing to the others */
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	sigemptyset(&chld);
+	sigaddset(&chld, SIGCHLD); /* is waited for: tracee.c */
+	sigprocmask(SIG_SETMASK, &chld, NULL);
 	err = addr_welcome(s->address, s->options->key, fd, &l);
 	if (err == 0 && write(known, "", 1) == 1 && close(known) == 0)
 		err = session_run(&l, s->options->pid);

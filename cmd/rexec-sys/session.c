@@ -23,7 +23,7 @@
 
 #include "io.h"
 #include "log.h"
-#include "rexec.h"
+#include "guest.h"
 
 enum { OWN_FILES = 8 };
 #define MQUEUE_MAGIC 0x19800202 /* not in linux/magic.h */
@@ -190,29 +190,37 @@ tame(struct calldata *c)
 
 /* --- executing */
 
-/* In the process that is served. */
+/* In the process that is served: by a thread of ours there. They are made one after the other, as the same thread is borrowed for it. */
 static int64_t
-execute_in(const struct session *s, struct calldata *c)
+execute_in(const struct session *s, struct guest **guest, struct calldata *c, const volatile int *cancelled)
 {
-	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = 10000};
-	int64_t result = -EAGAIN;
-	int err = lend_begin(&l, s->pid, s->pid);
+	static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+	struct guest *g;
+	int err;
 
-	if (err == 0)
-		err = lend_call(&l, c, &result);
-	lend_end(&l);
-	return err < 0 ? (err == -ENOTSUP ? -ENOSYS : err) : result;
+	if (*guest == NULL) {
+		g = calloc(1, sizeof(*g));
+		pthread_mutex_lock(&making);
+		err = g == NULL ? -ENOMEM : guest_begin(g, s->pid);
+		pthread_mutex_unlock(&making);
+		if (err < 0) {
+			free(g);
+			return err;
+		}
+		*guest = g;
+	}
+	return guest_call(*guest, c, cancelled);
 }
 
 void
-session_execute(struct session *s, struct calldata *c, const volatile int *cancelled, struct answer *a)
+session_execute(struct session *s, struct guest **guest, struct calldata *c, const volatile int *cancelled, struct answer *a)
 {
 	static const unsigned char room[MSG_HEADER];
 	int64_t result = calldata_native_room(c);
 	struct arch_call call;
 
 	if (s->pid != 0) {
-		result = execute_in(s, c);
+		result = result == 0 ? execute_in(s, guest, c, cancelled) : result;
 	} else if (is_strange_option(c)) {
 		result = -ENOPROTOOPT;
 	} else if (result == 0) {
@@ -303,6 +311,8 @@ process_or_thread(struct session *s, const struct msg_header *h, const unsigned 
 	size_t n = rbuf_left(&r) / 4;
 	int err;
 
+	if (s->pid != 0 && h->type == MSG_PROCESS)
+		return fail(ENOTSUP, "%s: asks for a child of process %d", s->link->peer, (int)s->pid);
 	if (r.failed || rbuf_left(&r) % 4 != 0 || parent == NULL || find(s, thread) != NULL)
 		return fail(EPROTO, "%s: a thread of a process that is not there", s->link->peer);
 	e = add(s, thread, h->type == MSG_THREAD ? parent->first : NULL);
@@ -336,8 +346,8 @@ call(struct session *s, const struct msg_header *h, const unsigned char *body)
 		err = -EBADF;
 	if (err < 0)
 		answer(s, h->id, err == -ENOTSUP ? -ENOSYS : err);
-	else if (s->pid != 0 || (e->with_reader && !may_wait(&c)))
-		session_execute(s, &c, &never, &a), session_answer(s, h->id, &a);
+	else if (s->pid == 0 && e->with_reader && !may_wait(&c))
+		session_execute(s, NULL, &c, &never, &a), session_answer(s, h->id, &a);
 	else if ((err = executor_call(e, &c, h->id)) == -EAGAIN)
 		answer(s, h->id, -EAGAIN);
 	calldata_fini(&c);
@@ -456,8 +466,11 @@ session_run(struct link *link, pid_t pid)
 	buf_fini(&facts);
 	while (err == 0 && (err = link_receive(link, &h, &body, true, 0)) == 0)
 		err = handle(&s, &h, body);
-	if (err == -EPROTO || err == -EAGAIN)
+	if (err == -EPROTO || err == -EAGAIN || err == -ENOTSUP)
 		link_fail(link, log_last());
+	/* What we have in another process goes; all else ends with us. */
+	while (pid != 0 && s.nexecutors > 0)
+		executor_end(s.executors[--s.nexecutors]);
 	/* The others end with the process. */
 	return err == -ECONNRESET ? 0 : err;
 }

@@ -6,6 +6,7 @@
  *   serve.c     listens, and makes a process for each caller
  *   session.c   what comes, and what is done with it
  *   executor.c  the threads
+ *   guest.c     a thread in a process that is served
  */
 #ifndef SESSION_H
 #define SESSION_H
@@ -43,6 +44,7 @@ struct executor {
 	enum { ORDER_CALL, ORDER_CHILD, ORDER_THREAD, ORDER_EXECUTED, ORDER_END } order;
 	struct calldata call;
 	uint32_t id;             /* of the call */
+	struct guest *guest;     /* who executes it in another process; owned */
 	struct executor *child;  /* whom ORDER_CHILD and ORDER_THREAD make */
 	const uint32_t *keep;    /* ORDER_CHILD: fds that it has; borrowed until done */
 	size_t nkeep;
@@ -62,7 +64,7 @@ struct answer {
 	size_t tail_len;
 };
 /* Execute it here and now; send what came of it. */
-void session_execute(struct session *s, struct calldata *c, const volatile int *cancelled, struct answer *a);
+void session_execute(struct session *s, struct guest **guest, struct calldata *c, const volatile int *cancelled, struct answer *a);
 void session_answer(struct session *s, uint32_t id, struct answer *a);
 
 int executors_begin(void);

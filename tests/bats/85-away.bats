@@ -47,16 +47,47 @@ same() {
 	run -64 rexec-sys call -H "nowhere:1" getpid
 }
 
-@test "in a process that is served: it is none the worse" {
+@test "in a process that is served: it is none the worse, and its own threads go on meanwhile" {
 	start_victim anon handlers offset hundred
 	oracle "$PID" >before
+	threads() { find "/proc/$PID/task" -mindepth 1 -maxdepth 1 | wc -l; }
+	had=$(threads)
 	: >served
 	rexec-sys serve -l "unix:$T/s" -p "$PID" >served 3>&- &
-	echo $! >>pids
+	server=$!
+	echo $server >>pids
 	await served unix: 20
 	[ "$(rexec-sys call -H "unix:$T/s" getpid)" = "getpid() = $PID" ]
 	rexec-sys call -H "unix:$T/s" fstat 1 _ | grep -q "st_size=$(stat -c %s out)[,}]"
-	as_before "$PID"
+	head -c 300000 /dev/urandom >data
+	fd=$(rexec-sys call -H "unix:$T/s" open "$T/copy" 'O_RDWR|O_CREAT' 0600 | sed 's/.* = //')
+	rexec-sys call -H "unix:$T/s" pwrite64 "$fd" @data 300000 0 | grep -q " = 300000\$"
+	cmp data copy
+	rexec-sys call -H "unix:$T/s" close "$fd"
+	until_true 'as_before "$PID"' >/dev/null
+	# A call that waits, in one session, and calls in another; the process checks itself. The link is cut: the wait ends with it.
+	mkfifo fifo
+	: >waiting
+	rexec-sys call -H "unix:$T/s" - >waiting 3>&- <<-S &
+		getppid
+		open $T/fifo O_RDONLY
+	S
+	waits=$!
+	echo $waits >>pids
+	await waiting getppid 20
+	check_victim "$PID"
+	kill -KILL $waits
+	until_true '[ "$(threads)" = '"$had"' ]'
+	check_victim "$PID"
+	# Whatever dies when: a session that is killed leaves no thread behind.
+	rexec-sys call -H "unix:$T/s" - >waiting 3>&- <<-S &
+		getppid
+		nanosleep {100,0} NULL
+	S
+	echo $! >>pids
+	until_true 'grep -q getppid waiting && [ "$(threads)" = $((had + 1)) ]'
+	# shellcheck disable=SC2046
+	kill -KILL $(pgrep -P "$server")
 	check_victim "$PID"
 }
 

@@ -131,6 +131,13 @@ void arch_set_park(struct arch_regs *regs, taddr park_at, int64_t pid, int64_t t
 taddr arch_park_frame(const struct arch_regs *regs);
 
 /*
+ * A thread that executes calls for others in their process: a clone(2) with its block as sixth argument, executed at the beginning of this code, makes
+ * it. In the block nr, six arguments, and then the fd where it takes the same and gives back results; 8 bytes each.
+ */
+extern const unsigned char arch_guest[], arch_guest_end[];
+enum { ARCH_GUEST_REQUEST = 56, ARCH_GUEST_BLOCK = 64 };
+
+/*
  * One call in this process, as the kernel returns it, which a signal handler can end at any instant: with *cancelled set before the signal,
  * and arch_interrupt() called by the handler, it returns -EINTR if it waits, and ARCH_NOT_BEGUN if it has not begun. The handler must be without SA_RESTART.
  */

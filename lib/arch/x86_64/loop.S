@@ -2,7 +2,7 @@
  * Code that runs inside a process: position independent, reads no memory but its script.
  */
 	.section .rodata
-	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end
+	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end, arch_guest, arch_guest_end
 
 /*
  * r15: the entry; r14: the last one. An entry is nr, six arguments, result, may_fail:
@@ -48,5 +48,48 @@ arch_park:
 	syscall
 	jmp	1b
 arch_park_end:
+
+/*
+ * A guest thread: made by a clone(2) here, whose caller returns as from any borrowed call. r9: its block, which is nr and result, six
+ * arguments, an fd. It takes calls from the fd and gives back results, until there is none any more. No stack is used.
+ */
+	.balign	16
+arch_guest:
+	syscall
+	test	%rax, %rax
+	jz	1f
+	ret
+1:	mov	%r9, %r15
+2:	xor	%eax, %eax		# read
+	mov	56(%r15), %rdi
+	mov	%r15, %rsi
+	mov	$56, %edx
+	syscall
+	cmp	$56, %rax
+	jne	3f
+	mov	(%r15), %rax
+	mov	8(%r15), %rdi
+	mov	16(%r15), %rsi
+	mov	24(%r15), %rdx
+	mov	32(%r15), %r10
+	mov	40(%r15), %r8
+	mov	48(%r15), %r9
+	syscall
+	mov	%rax, (%r15)
+	mov	$1, %eax		# write
+	mov	56(%r15), %rdi
+	mov	%r15, %rsi
+	mov	$8, %edx
+	syscall
+	cmp	$8, %rax
+	je	2b
+3:	mov	$3, %eax		# close
+	mov	56(%r15), %rdi
+	syscall
+	xor	%edi, %edi
+	mov	$60, %eax		# exit, of this thread
+	syscall
+	jmp	3b
+arch_guest_end:
 
 	.section .note.GNU-stack, "", @progbits
