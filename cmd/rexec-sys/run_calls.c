@@ -180,11 +180,15 @@ opens_cloexec_how(const struct thread *t)
 void
 call_complete(struct run *r, struct thread *t)
 {
+	bool not_begun = t->result == ARCH_NOT_BEGUN;
 	int err;
 
-	if (t->phase == PHASE_RECALLED && (t->result == -EINTR || t->result == ARCH_NOT_BEGUN) && !wait_called_back(t)) {
+	/* Numbers that no program knows stay between us and the kernel. */
+	if (t->result <= -512 && t->result >= -4095)
+		t->result = -EINTR;
+	if (t->phase == PHASE_RECALLED && t->result == -EINTR && !wait_called_back(t)) {
 		wait_drop(t);
-		trace_interrupted(r, t, t->result == ARCH_NOT_BEGUN);
+		trace_interrupted(r, t, not_begun);
 		return;
 	}
 	if (wait_complete(r, t) || table_complete(r, t))
