@@ -471,7 +471,8 @@ trace_begin(struct run *r, pid_t first)
 	if (t == NULL || p == NULL)
 		return fail(ENOMEM, "out of memory");
 	if (ptrace(PTRACE_SEIZE, first, NULL, (long)OPTIONS) < 0)
-		return fail_errno("ptrace");
+		return errno == EPERM ? fail(ENOTSUP, "run: a command of ours cannot be traced: we are run under another run, or may not trace (Yama)")
+		    : fail_errno("ptrace");
 	t->process = p;
 	t->born = true;
 	p->nthreads = 1;

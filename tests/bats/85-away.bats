@@ -271,6 +271,8 @@ same() {
 	run -127 env PATH="$BIN:/usr/bin:/bin" rexec-sys run -H "$THERE" no-such-program
 	[[ $output == *no-such-program* ]]
 	run -126 away /mnt/home/file
+	run -69 away rexec-sys run -H "$THERE" true
+	[[ $output == *"another run"* ]]
 	# shellcheck disable=SC2016
 	[ "$(away --local-program "$BIN/victim-static" 2>&1 | head -c 1 | wc -c)" = 1 ]
 }

@@ -20,6 +20,7 @@ there() {
 		bash there.sh "$T" -l "$THERE" "$@" >there.out 2>there.err </dev/null 3>&- &
 	echo $! >>pids
 	await there.out unix: 20 || skip "no user namespaces here: $(tail -n 1 there.err)"
+	export SERVER
 	SERVER=$(pgrep -P "$(pgrep -P "$!" 2>/dev/null || echo "$!")" -x rexec-sys || pgrep -P "$!" -x rexec-sys)
 }
 
