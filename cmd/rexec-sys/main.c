@@ -47,7 +47,7 @@ static const struct option long_options[] = {
 struct options {
 	struct call_options call;
 	const char *listen;
-	bool local_program;
+	bool local_program, waits;
 };
 
 /* allowed: letters of the options that this command has. */
@@ -67,6 +67,7 @@ get_options(int argc, char **argv, const char *allowed, struct options *o)
 			o->call.tid = options_number(optarg, 1, INT_MAX, "-t");
 			break;
 		case 'w':
+			o->waits = true;
 			o->call.block_ms = 1000LL * options_number(optarg, 1, INT_MAX / 1000, "-w");
 			break;
 		case 'H':
@@ -79,9 +80,13 @@ get_options(int argc, char **argv, const char *allowed, struct options *o)
 			o->call.key = optarg;
 			break;
 		case OPT_JSON:
+			if (strchr(allowed, 'J') == NULL)
+				options_misused("--json is for call");
 			o->call.json = true;
 			break;
 		case OPT_LOCAL_PROGRAM:
+			if (strchr(allowed, 'L') == NULL)
+				options_misused("--local-program is for run");
 			o->local_program = true;
 			break;
 		default:
@@ -131,7 +136,11 @@ do_call(struct options *o, int argc, char **argv)
 	struct script_text script = {0};
 	int err;
 
-	if ((o->call.pid == 0) == (o->call.address == NULL) || (o->call.tid != 0 && o->call.pid == 0) || argc == 0)
+	if ((o->call.pid == 0) == (o->call.address == NULL))
+		options_misused("one of -p and -H is needed");
+	if ((o->call.tid != 0 || o->waits || argc == 0) && o->call.pid == 0)
+		options_misused(argc == 0 ? NULL : "-t and -w go with -p");
+	if (argc == 0)
 		options_misused(NULL);
 	err = strcmp(argv[0], "-") == 0 && argc == 1 ? script_read(&script, STDIN_FILENO) : script_take(&script, argv, (size_t)argc);
 	if (err == 0)
@@ -174,7 +183,7 @@ do_run(struct options *o, int argc, char **argv)
 static const struct {
 	const char *name, *options;
 	int (*run)(struct options *o, int argc, char **argv);
-} commands[] = {{"call", "ptwHk", do_call}, {"serve", "lkp", do_serve}, {"run", "Hk", do_run}};
+} commands[] = {{"call", "ptwHkJ", do_call}, {"serve", "lkp", do_serve}, {"run", "HkL", do_run}};
 
 int
 main(int argc, char **argv)

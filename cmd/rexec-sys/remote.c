@@ -70,8 +70,10 @@ remote_open(struct remote *r, const char *address, const char *key)
 	/* ssh may have to ask its user something. */
 	if (err == 0)
 		err = link_receive(&r->link, &h, &body, true, r->link.helper > 0 ? 0 : now_ms() + LINK_HANDSHAKE_MS);
+	if (err == -ETIMEDOUT)
+		err = -EHOSTUNREACH;
 	if (err == -ECONNRESET)
-		fail(ECONNRESET, "%s: ended without an answer", address);
+		fail(ECONNRESET, r->link.helper > 0 ? "%s: ended without an answer (is rexec-sys in the PATH there?)" : "%s: ended without an answer", address);
 	if (err == 0 && get_facts(&r->facts, body, h.length, (asked_ns + now_ns()) / 2) < 0)
 		err = fail(EPROTO, "%s: speaks another version of the protocol", address);
 	return err;

@@ -6,7 +6,7 @@
  *   script.c    calls as lines of text
  *   lend.c      a thread of a running process executes them
  *   remote.c    another machine executes them
- *   serve.c     we execute them for others; session.h
+ *   serve.c     we execute them for others; session.h has the rest of this side
  *   run.c       a command runs here, and its calls are executed there; run.h
  */
 #ifndef REXEC_H

@@ -165,13 +165,26 @@ listen_for_ever(struct listener *s)
 	return err;
 }
 
+/* Better here than in each call: is it there, and ours? */
+static int
+check_target(pid_t pid)
+{
+	struct target t = {.pidfd = -1, .proc = -1, .mem = -1};
+	int err = target_open(&t, pid);
+
+	target_close(&t);
+	return err;
+}
+
 int
 serve(const struct serve_options *o)
 {
 	struct addr a;
 	struct link l;
-	int err = addr_parse(&a, o->address);
+	int err = o->pid != 0 ? check_target(o->pid) : 0;
 
+	if (err == 0)
+		err = addr_parse(&a, o->address);
 	if (err < 0)
 		return err;
 	if (a.kind == ADDR_SSH) {

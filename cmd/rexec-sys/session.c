@@ -311,8 +311,6 @@ process_or_thread(struct session *s, const struct msg_header *h, const unsigned 
 	size_t n = rbuf_left(&r) / 4;
 	int err;
 
-	if (s->pid != 0 && h->type == MSG_PROCESS)
-		return fail(ENOTSUP, "%s: asks for a child of process %d", s->link->peer, (int)s->pid);
 	if (r.failed || rbuf_left(&r) % 4 != 0 || parent == NULL || find(s, thread) != NULL)
 		return fail(EPROTO, "%s: a thread of a process that is not there", s->link->peer);
 	e = add(s, thread, h->type == MSG_THREAD ? parent->first : NULL);
@@ -360,6 +358,8 @@ handle(struct session *s, const struct msg_header *h, const unsigned char *body)
 	struct rbuf r = {body, h->length, 0, false};
 	struct executor *e = h->type == MSG_GONE || h->type == MSG_EXECUTED ? find(s, rbuf_get_u32(&r)) : NULL;
 
+	if (s->pid != 0 && (h->type == MSG_PROCESS || h->type == MSG_EXECUTED))
+		return fail(ENOTSUP, "process %d is served: for calls, not for a command with processes of its own", (int)s->pid);
 	switch (h->type) {
 	case MSG_CALL:
 		return call(s, h, body);
@@ -452,6 +452,8 @@ session_run(struct link *link, pid_t pid)
 	err = link_receive(link, &h, &body, true, now_ms() + LINK_HANDSHAKE_MS);
 	if (err == 0 && (h.type != MSG_CALLS || msg_get_hello(body, h.length) < 0))
 		err = fail(EPROTO, "%s: speaks another version of the protocol", link->peer);
+	if (err == -EPROTO)
+		link_fail(link, "another version of the protocol, or out of order");
 	if (err == 0)
 		err = clear_the_table(&s);
 	if (err == 0)

@@ -44,7 +44,8 @@ host_and_port(struct addr *a, const char *text)
 	else if (memchr(text, ':', n) == NULL)
 		a->host = strndup(text, n);
 	a->port = strdup(colon + 1);
-	return a->host != NULL && a->port != NULL && strspn(a->port, "0123456789") == strlen(a->port) ? 0 : -EINVAL;
+	return a->host != NULL && a->port != NULL && strspn(a->port, "0123456789") == strlen(a->port) && strlen(a->port) <= 5 &&
+	    atoi(a->port) <= UINT16_MAX ? 0 : -EINVAL;
 }
 
 int
@@ -72,8 +73,8 @@ addr_parse(struct addr *a, const char *text)
 		a->fd = (int)strtol(rest, &end, 10), err = *rest != '\0' && *end == '\0' && a->fd >= 0 && fcntl(a->fd, F_GETFD) >= 0 ? 0 : -EINVAL;
 	else /* ssh must not take it for an option */
 		a->host = strdup(rest), err = *rest == '\0' || *rest == '-' ? -EINVAL : 0;
-	if (err == 0 && a->kind == ADDR_UNIX && strlen(rest) >= sizeof(((struct sockaddr_un *)0)->sun_path))
-		err = -EINVAL;
+	if (err == 0 && a->kind == ADDR_UNIX && (strlen(rest) >= sizeof(((struct sockaddr_un *)0)->sun_path) || rest[0] == '@'))
+		err = -EINVAL; /* who may use a name without a file nobody can say */
 	if (err < 0) {
 		addr_fini(a);
 		return fail(EINVAL, "%s: not an address: unix:PATH, tcp:HOST:PORT, tcp-clear:HOST:PORT, ssh:HOST, - or fd:N", text);
@@ -165,6 +166,7 @@ unix_socket(const struct addr *a, bool listening)
 {
 	struct sockaddr_un un = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), err;
+	struct stat st;
 	mode_t mask;
 
 	if (fd < 0)
@@ -174,6 +176,9 @@ unix_socket(const struct addr *a, bool listening)
 		return fd;
 	err = listening ? 0 : -errno;
 	if (listening) {
+		/* One that somebody has left behind who is no more. */
+		if (lstat(a->host, &st) == 0 && S_ISSOCK(st.st_mode) && connect(fd, (void *)&un, sizeof(un)) < 0 && errno == ECONNREFUSED)
+			unlink(a->host);
 		mask = umask(0177);
 		err = bind(fd, (void *)&un, sizeof(un)) < 0 || listen(fd, 16) < 0 ? -errno : 0;
 		umask(mask);
@@ -192,7 +197,7 @@ unix_socket(const struct addr *a, bool listening)
 static int
 start_ssh(const struct addr *a, const char *program, struct link *l)
 {
-	const char *ssh = getenv("PMS_SSH") != NULL ? getenv("PMS_SSH") : "ssh -T -o ServerAliveInterval=5 -o ServerAliveCountMax=3";
+	const char *ssh = getenv("PMS_SSH") != NULL && getenv("PMS_SSH")[0] != '\0' ? getenv("PMS_SSH") : "ssh -T -o ServerAliveInterval=5 -o ServerAliveCountMax=3";
 	char *command = NULL;
 	int fds[2];
 	pid_t pid;
@@ -223,17 +228,27 @@ start_ssh(const struct addr *a, const char *program, struct link *l)
 	return 0;
 }
 
+static int
+check_key(const struct addr *a, const char *key)
+{
+	if ((a->kind == ADDR_TCP) == (key != NULL))
+		return 0;
+	return fail(EINVAL, key == NULL ? "%s: needs a key that both ends have (--key FILE)" : "%s: has no use for a key; tcp: has", a->text);
+}
+
 int
 addr_connect(const struct addr *a, const char *key, const char *program, struct link *l)
 {
-	int fd;
+	int fd = check_key(a, key);
 
+	if (fd < 0)
+		return fd;
 	if (a->kind == ADDR_SSH)
 		return start_ssh(a, program, l);
-	if (a->kind == ADDR_STDIO || a->kind == ADDR_FD)
+	if (a->kind == ADDR_STDIO)
+		return fail(EINVAL, "-: input and output are the command's; a connection can be had as fd:N");
+	if (a->kind == ADDR_FD)
 		return addr_take(a, l);
-	if (a->kind == ADDR_TCP && key == NULL)
-		return fail(EINVAL, "%s: needs the key that the other end has (--key FILE)", a->text);
 	fd = a->kind == ADDR_UNIX ? unix_socket(a, false) : tcp_socket(a, false);
 	if (fd < 0)
 		return fd;
@@ -258,11 +273,10 @@ addr_take(const struct addr *a, struct link *l)
 int
 addr_listen(const struct addr *a, const char *key)
 {
-	int err;
+	int err = check_key(a, key);
 
-	if (a->kind == ADDR_TCP && key == NULL)
-		return fail(EINVAL, "%s: needs a key that callers have, too (--key FILE)", a->text);
-	err = a->kind == ADDR_TCP ? link_check_key(key) : 0;
+	if (err == 0)
+		err = a->kind == ADDR_TCP ? link_check_key(key) : 0;
 	if (err < 0)
 		return err;
 	return a->kind == ADDR_UNIX ? unix_socket(a, true) : tcp_socket(a, true);

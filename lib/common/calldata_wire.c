@@ -164,6 +164,8 @@ calldata_get_result(struct calldata *c, const unsigned char *body, size_t len, i
 	uint64_t came[6] = {0};
 
 	*result = (int64_t)rbuf_get_u64(&r);
+	if (!r.failed && rbuf_left(&r) == 0 && *result < 0 && *result >= -4095)
+		return 0; /* nothing was given, whatever there was room for */
 	for (unsigned i = 0; i < c->nargs; i++) {
 		const struct calldata_arg *a = &c->arg[i];
 		const void *data;
