@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,7 +16,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,7 +24,7 @@
 #include "log.h"
 
 /* A page of code, and one with the block and room for data; for more data memory is mapped as long as it is needed. */
-enum { ROOM = 64 << 10, DATA_AT = PAGE_BYTES + ARCH_GUEST_BLOCK, ALL = PAGE_BYTES + ROOM, BELOW_LIMIT = 16, END_MS = 5000 };
+enum { ROOM = 64 << 10, DATA_AT = PAGE_BYTES + ARCH_GUEST_BLOCK, ALL = PAGE_BYTES + ROOM, BELOW_LIMIT = 16, END_MS = 5000, LOOK_MS = 20, PATIENCE_MS = 2000 };
 
 /* --- it is made by the process's first thread, which is borrowed for that */
 
@@ -134,6 +134,32 @@ find_thread(struct guest *g)
 
 static int64_t ask(struct guest *g, const struct arch_call *call, const volatile int *cancelled);
 
+/* One after the other, as the same thread is borrowed; another session may have it for a moment. */
+static pthread_mutex_t borrowing = PTHREAD_MUTEX_INITIALIZER;
+
+static int
+lend_patiently(struct lender *l, pid_t pid)
+{
+	int64_t end = now_ms() + PATIENCE_MS;
+
+	for (;;) {
+		bool last = now_ms() >= end;
+		int err;
+
+		log_hush(!last);
+		err = lend_begin(l, pid, pid);
+		log_hush(-!last);
+		if (err != -EBUSY || last) {
+			if (err < 0 && !last)
+				fail(-err, "%s", log_last_hushed());
+			return err;
+		}
+		lend_end(l);
+		*l = (struct lender){.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = l->block_ms};
+		poll(NULL, 0, LOOK_MS);
+	}
+}
+
 int
 guest_begin(struct guest *g, pid_t pid)
 {
@@ -141,11 +167,12 @@ guest_begin(struct guest *g, pid_t pid)
 	int64_t result;
 	int err, ended;
 
-	*g = (struct guest){.pid = pid, .fd = -1, .theirs = -1, .proc = -1};
-	err = lend_begin(&l, pid, pid);
+	*g = (struct guest){.pid = pid, .fd = -1, .theirs = -1, .proc = -1, .mem = -1};
+	pthread_mutex_lock(&borrowing);
+	err = lend_patiently(&l, pid);
 	if (err == 0 && l.target.status.seccomp != 0)
 		err = fail(EPERM, "pid %d: has seccomp filters, which a thread of ours would be under", pid);
-	if (err == 0 && (g->proc = fcntl(l.target.proc, F_DUPFD_CLOEXEC, 0)) < 0)
+	if (err == 0 && ((g->proc = fcntl(l.target.proc, F_DUPFD_CLOEXEC, 0)) < 0 || (g->mem = openat(g->proc, "mem", O_RDWR | O_CLOEXEC)) < 0))
 		err = -errno;
 	if (err == 0)
 		err = make_socket(g, &l);
@@ -160,6 +187,7 @@ guest_begin(struct guest *g, pid_t pid)
 			BORROWED(&l, &result, SYS_close, (uint64_t)g->theirs);
 	}
 	ended = lend_end(&l);
+	pthread_mutex_unlock(&borrowing);
 	if (err == 0)
 		err = ended;
 	/* It answers: so it is there, and waits for the next. */
@@ -167,9 +195,12 @@ guest_begin(struct guest *g, pid_t pid)
 		err = -EIO;
 	if (err == 0)
 		err = find_thread(g);
+	if (err == 0) /* a child of the process has no use for it */
+		ask(g, &(struct arch_call){SYS_madvise, {g->room, ALL, MADV_DONTFORK}}, NULL);
 	if (err < 0) {
 		close_fd(&g->fd);
 		close_fd(&g->proc);
+		close_fd(&g->mem);
 	}
 	return err;
 }
@@ -197,32 +228,35 @@ interrupt(struct guest *g)
 	tracee_detach(&t);
 }
 
+/* Is it still there? The process may have ended, or execute another program; who else has its socket then does not count. */
+static bool
+is_there(const struct guest *g)
+{
+	char name[32] = "task";
+
+	if (g->tid != 0)
+		snprintf(name, sizeof(name), "task/%d", g->tid);
+	return faccessat(g->proc, name, F_OK, 0) == 0;
+}
+
 static int64_t
 ask(struct guest *g, const struct arch_call *call, const volatile int *cancelled)
 {
 	uint64_t request[ARCH_GUEST_REQUEST / 8] = {(uint64_t)call->nr};
-	bool interrupted = false;
-	int64_t result;
-	ssize_t n;
+	int64_t result, end = cancelled == NULL ? now_ms() + END_MS : INT64_MAX;
+	struct pollfd p = {g->fd, POLLIN, 0};
 
 	memcpy(request + 1, call->arg, sizeof(call->arg));
 	if (send(g->fd, request, sizeof(request), MSG_NOSIGNAL) != sizeof(request))
 		return -ESRCH;
-	while ((n = recv(g->fd, &result, sizeof(result), 0)) < 0 && errno == EINTR)
-		if (cancelled != NULL && *cancelled && !interrupted) {
-			interrupted = true;
+	/* Nothing tells of the end of a thread, and a cancel may come at any instant: so one looks now and then. */
+	while (poll(&p, 1, LOOK_MS) <= 0) {
+		if (!is_there(g) || now_ms() >= end)
+			return -ESRCH;
+		if (cancelled != NULL && *cancelled)
 			interrupt(g);
-		}
-	return n == sizeof(result) ? result : -ESRCH;
-}
-
-static int
-copy(const struct guest *g, taddr at, void *data, size_t len, bool writing)
-{
-	struct iovec ours = {data, len}, theirs = {(void *)(uintptr_t)at, len};
-	ssize_t n = writing ? process_vm_writev(g->pid, &ours, 1, &theirs, 1, 0) : process_vm_readv(g->pid, &ours, 1, &theirs, 1, 0);
-
-	return n == (ssize_t)len ? 0 : -EFAULT;
+	}
+	return recv(g->fd, &result, sizeof(result), 0) == sizeof(result) ? result : -ESRCH;
 }
 
 int64_t
@@ -243,15 +277,29 @@ guest_call(struct guest *g, struct calldata *c, const volatile int *cancelled)
 	if (at < 0 && at >= -4095)
 		return at;
 	call = calldata_native(c, (taddr)at);
-	result = copy(g, (taddr)at, c->data.data, c->data.len, true);
-	if (result == 0)
+	/* Of the program that it was made in: another one that is executed there since has other memory. */
+	if (*cancelled)
+		result = ARCH_NOT_BEGUN;
+	else if (c->data.len > 0 && mem_write(g->mem, (taddr)at, c->data.data, c->data.len) < 0)
+		result = -ESRCH;
+	else
 		result = ask(g, &call, cancelled);
-	if (c->data.len > 0 && copy(g, (taddr)at, c->data.data, c->data.len, false) < 0)
-		result = -EFAULT;
+	if (result != -ESRCH && result != ARCH_NOT_BEGUN && c->data.len > 0 && mem_read(g->mem, (taddr)at, c->data.data, c->data.len) < 0)
+		result = -ESRCH;
 	calldata_native_done(c);
 	if (much)
 		ask(g, &(struct arch_call){SYS_munmap, {(taddr)at, page_up(c->data.len)}}, NULL);
 	return result;
+}
+
+/* Is our room still there, in the memory of this program? */
+static bool
+has_room(const struct guest *g, int mem)
+{
+	unsigned char code[256];
+	size_t n = min_u64(sizeof(code), (size_t)(arch_guest_end - arch_guest));
+
+	return mem_read(mem, g->room, code, n) == 0 && memcmp(code, arch_guest, n) == 0;
 }
 
 void
@@ -259,19 +307,22 @@ guest_end(struct guest *g)
 {
 	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = 10000};
 	int64_t result, end = now_ms() + END_MS;
-	char name[32];
 
 	if (g->fd < 0)
 		return;
 	close_fd(&g->fd);
 	/* It ends by itself, and then its memory is nobody's. */
-	snprintf(name, sizeof(name), "task/%d", g->tid);
-	while (faccessat(g->proc, name, F_OK, 0) == 0 && now_ms() < end)
+	while (is_there(g) && now_ms() < end)
 		sched_yield();
+	pthread_mutex_lock(&borrowing);
 	log_hush(1);
-	if (faccessat(g->proc, name, F_OK, 0) != 0 && lend_begin(&l, g->pid, g->pid) == 0)
+	/* Not that of a program which is executed there since, or of another process with the number. */
+	if (!is_there(g) && has_room(g, g->mem) && faccessat(g->proc, "task", F_OK, 0) == 0 && lend_patiently(&l, g->pid) == 0 &&
+	    has_room(g, l.target.mem))
 		BORROWED(&l, &result, SYS_munmap, g->room, ALL);
 	lend_end(&l);
 	log_hush(-1);
+	pthread_mutex_unlock(&borrowing);
+	close_fd(&g->mem);
 	close_fd(&g->proc);
 }

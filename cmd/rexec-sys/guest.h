@@ -9,7 +9,7 @@
 struct guest {
 	pid_t pid, tid;
 	int fd, theirs; /* our end of the way to it, and its */
-	int proc;       /* /proc/PID */
+	int proc, mem;  /* /proc/PID, and its memory as it was then: that of no other program */
 	taddr room;     /* its code, its block and its data */
 };
 

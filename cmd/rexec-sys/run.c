@@ -41,6 +41,9 @@ run_lost(struct run *r, const char *why)
 	note("%s has been ended: its files are out of reach", r->options->command[0]);
 	for (size_t i = 0; i < r->nprocesses; i++)
 		kill(r->processes[i]->pid, SIGKILL);
+	for (size_t i = 0; i < r->nthreads; i++)
+		if (r->threads[i]->process == NULL)
+			kill(r->threads[i]->tid, SIGKILL);
 }
 
 /* --- the beginning */
@@ -171,8 +174,12 @@ take_signals(struct run *r)
 
 	while (read(r->signals, &info, sizeof(info)) == sizeof(info)) {
 		/* What the terminal sends reaches the command as well. */
-		if (info.ssi_signo != SIGCHLD && info.ssi_code != SI_KERNEL && r->nthreads > 0)
-			kill(r->first, (int)info.ssi_signo);
+		if (info.ssi_signo == SIGCHLD || info.ssi_code == SI_KERNEL)
+			continue;
+		/* If the command has ended, those that it has left behind are meant. */
+		for (size_t i = 0; i < r->nprocesses; i++)
+			if (r->first == 0 || r->processes[i]->pid == r->first)
+				kill(r->processes[i]->pid, (int)info.ssi_signo);
 	}
 	trace_events(r);
 }

@@ -56,6 +56,7 @@ struct process {
 	struct file *files; /* by number */
 	size_t nfiles;
 	char *program; /* its path there, or here */
+	bool stopping; /* a thread of it is in a group-stop: so are all, as soon as they can */
 };
 
 /*

@@ -80,6 +80,8 @@ call_send(struct run *r, struct thread *t)
 	t->phase = PHASE_ASKED;
 	t->asked_tick = r->tick;
 	r->just_asked = true;
+	if (t->process->stopping)
+		call_recall(r, t);
 }
 
 void

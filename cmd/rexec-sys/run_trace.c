@@ -16,6 +16,7 @@
 
 #include "io.h"
 #include "log.h"
+#include "proc.h"
 #include "run.h"
 
 enum { OPTIONS = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC |
@@ -202,7 +203,11 @@ birth(struct run *r, struct thread *parent)
 	bool shared;
 
 	if (ptrace(PTRACE_GETEVENTMSG, parent->tid, NULL, &tid) < 0)
+		return; /* it is killed: settle_unborn() */
+	if (r->ended) {
+		kill((pid_t)tid, SIGKILL);
 		return;
+	}
 	t = thread_find(r, (pid_t)tid);
 	if (t == NULL)
 		t = thread_add(r, (pid_t)tid);
@@ -364,7 +369,40 @@ stop_others(struct run *r, const struct thread *stopped)
 			call_recall(r, r->threads[i]);
 }
 
+/* Has the call that it stands in been interrupted, so that a handler is to run now? */
+static bool
+is_interrupted(const struct thread *t)
+{
+	struct arch_regs regs;
+
+	return tracee_get_regs(t->tid, &regs) == 0 && ((int64_t)regs.rax == RESTART_WITHOUT_HANDLER || (int64_t)regs.rax == RESTART_AS_HANDLER_SAYS);
+}
+
 /* --- events */
+
+/*
+ * Whoever was killed in the middle of a fork cannot tell of the child any more, which then belongs to nobody that we know: it has not run
+ * yet, and goes with its parent. gone: all threads but one of this process have ended, too.
+ */
+static void
+settle_unborn(struct run *r, const struct process *gone)
+{
+	for (size_t i = 0; i < r->nthreads; i++) {
+		struct thread *t = r->threads[i];
+		struct proc_status st = {0};
+		bool known = false;
+		int proc = t->process == NULL ? proc_open(t->tid) : -1;
+
+		if (proc >= 0 && proc_read_status(proc, &st) == 0) {
+			for (size_t k = 0; k < r->nprocesses; k++)
+				known |= r->processes[k] != gone && (r->processes[k]->pid == st.ppid || r->processes[k]->pid == st.tgid);
+			if (!known)
+				kill(t->tid, SIGKILL);
+			proc_status_fini(&st);
+		}
+		close_fd(&proc);
+	}
+}
 
 static void
 over(struct run *r, struct thread *t, int status)
@@ -372,6 +410,9 @@ over(struct run *r, struct thread *t, int status)
 	bool first = t->tid == r->first;
 
 	thread_remove(r, t);
+	settle_unborn(r, NULL);
+	if (first)
+		r->first = 0;
 	if (first && !r->ended)
 		r->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
@@ -398,13 +439,14 @@ stopped(struct run *r, struct thread *t, int status)
 			t->stopped = true;
 			return;
 		}
+		t->process->stopping = sig != SIGTRAP;
 		if (sig == SIGTRAP)
-			wait_stopped(t, t->mask == MASK_SET && has_signal(t));
+			wait_stopped(t, t->mask == MASK_SET && is_interrupted(t) && has_signal(t));
 		else
 			stop_others(r, t);
 		go_on(t, sig == SIGTRAP ? PTRACE_CONT : PTRACE_LISTEN, 0);
-		/* The whole job is stopped: our shell has to see it. */
-		if (sig != SIGTRAP && t->tid == r->first)
+		/* The whole job is stopped, by its terminal or because there is no more of it: our shell has to see it. */
+		if (sig != SIGTRAP && t->tid == r->first && (sig != SIGSTOP || r->nprocesses == 1))
 			kill(getpid(), SIGSTOP);
 		return;
 	default:
@@ -435,6 +477,7 @@ event(struct run *r, pid_t tid, int status)
 		if (t != NULL) {
 			t->tid = tid;
 			t->process->pid = tid;
+			settle_unborn(r, t->process);
 			exec_done(r, t);
 		}
 		return;

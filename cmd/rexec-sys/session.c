@@ -190,19 +190,16 @@ tame(struct calldata *c)
 
 /* --- executing */
 
-/* In the process that is served: by a thread of ours there. They are made one after the other, as the same thread is borrowed for it. */
+/* In the process that is served: by a thread of ours there. */
 static int64_t
 execute_in(const struct session *s, struct guest **guest, struct calldata *c, const volatile int *cancelled)
 {
-	static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
 	struct guest *g;
 	int err;
 
 	if (*guest == NULL) {
 		g = calloc(1, sizeof(*g));
-		pthread_mutex_lock(&making);
 		err = g == NULL ? -ENOMEM : guest_begin(g, s->pid);
-		pthread_mutex_unlock(&making);
 		if (err < 0) {
 			free(g);
 			return err;

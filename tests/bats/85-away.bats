@@ -285,7 +285,7 @@ same() {
 	run -4 away bash -c 'trap "exit 4" USR1; kill -USR1 $$; sleep 5'
 	run -124 timeout 2 rexec-sys run -H "$THERE" sleep 100
 	: >out
-	rexec-sys run -H "$THERE" bash -c 'trap "echo term; exit 5" TERM; echo ready; sleep 100 & wait' >out 2>&1 3>&- &
+	rexec-sys run -H "$THERE" bash -c 'trap "echo term; kill \$!; exit 5" TERM; sleep 100 & echo ready; wait' >out 2>&1 3>&- &
 	p=$!
 	echo $p >>pids
 	await out ready 20
