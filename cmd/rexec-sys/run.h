@@ -145,6 +145,9 @@ void trace_again(struct run *r, struct thread *t);
 /* Its call has been interrupted there; or not_begun. */
 void trace_interrupted(struct run *r, struct thread *t, bool not_begun);
 struct thread *thread_find(const struct run *r, pid_t tid);
+/* Silent. Return 0, or a negative errno. */
+int thread_get_regs(const struct thread *t, struct arch_regs *regs);
+int thread_set_regs(const struct thread *t, const struct arch_regs *regs);
 /* Own memory of the thread. calldata_copy: ctx is the thread. */
 int thread_read(void *ctx, taddr at, void *data, size_t len);
 int thread_write(void *ctx, taddr at, void *data, size_t len);

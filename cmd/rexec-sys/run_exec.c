@@ -243,7 +243,7 @@ refuse(struct thread *t, int64_t err)
 
 	regs.orig_rax = (uint64_t)-1;
 	regs.rax = (uint64_t)err;
-	tracee_set_regs(t->tid, &regs);
+	thread_set_regs(t, &regs);
 	ptrace(PTRACE_CONT, t->tid, NULL, NULL);
 }
 
@@ -279,7 +279,7 @@ exec_stop(struct run *r, struct thread *t)
 	int64_t err;
 
 	t->peeked = 0;
-	if (tracee_get_regs(t->tid, &regs) < 0)
+	if (thread_get_regs(t, &regs) < 0)
 		return;
 	t->exec_regs = regs;
 	at = regs.orig_rax == SYS_execveat;
@@ -317,7 +317,7 @@ exec_stop(struct run *r, struct thread *t)
 	p.path = NULL;
 	program_fini(&p);
 	t->exec = EXEC_BEGUN;
-	tracee_set_regs(t->tid, &regs);
+	thread_set_regs(t, &regs);
 	ptrace(PTRACE_SYSCALL, t->tid, NULL, NULL);
 }
 
@@ -384,14 +384,14 @@ begin_naming(struct thread *t)
 	proc_maps_fini(&maps);
 	close_fd(&proc);
 	close_fd(&mem);
-	if (gadget == 0 || tracee_get_regs(t->tid, &regs) < 0)
+	if (gadget == 0 || thread_get_regs(t, &regs) < 0)
 		return false;
 	t->exec_regs = regs;
 	at = (regs.rsp - 64) & ~15ULL;
 	if (thread_write(t, at, t->exec_name, sizeof(t->exec_name)) < 0)
 		return false;
 	arch_set_call(&regs, gadget, &(struct arch_call){SYS_prctl, {PR_SET_NAME, at}});
-	return tracee_set_regs(t->tid, &regs) == 0;
+	return thread_set_regs(t, &regs) == 0;
 }
 
 void
@@ -404,9 +404,9 @@ exec_syscall_stop(struct run *r, struct thread *t)
 	switch (t->exec) {
 	case EXEC_BEGUN:
 		/* It has failed: only its result is to be seen. */
-		if (tracee_get_regs(t->tid, &regs) == 0) {
+		if (thread_get_regs(t, &regs) == 0) {
 			t->exec_regs.rax = regs.rax;
-			tracee_set_regs(t->tid, &t->exec_regs);
+			thread_set_regs(t, &t->exec_regs);
 		}
 		t->exec = EXEC_NONE;
 		break;
@@ -422,7 +422,7 @@ exec_syscall_stop(struct run *r, struct thread *t)
 		how = PTRACE_SYSCALL;
 		break;
 	case EXEC_NAMED:
-		tracee_set_regs(t->tid, &t->exec_regs);
+		thread_set_regs(t, &t->exec_regs);
 		t->exec = EXEC_NONE;
 		break;
 	case EXEC_NONE:

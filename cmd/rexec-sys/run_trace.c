@@ -110,7 +110,29 @@ thread_remove(struct run *r, struct thread *t)
 		process_remove(r, p);
 }
 
-/* --- memory */
+/* --- registers and memory; that it has been killed shows in its end, and is nothing to tell */
+
+int
+thread_get_regs(const struct thread *t, struct arch_regs *regs)
+{
+	int err;
+
+	log_hush(1);
+	err = tracee_get_regs(t->tid, regs);
+	log_hush(-1);
+	return err;
+}
+
+int
+thread_set_regs(const struct thread *t, const struct arch_regs *regs)
+{
+	int err;
+
+	log_hush(1);
+	err = tracee_set_regs(t->tid, regs);
+	log_hush(-1);
+	return err;
+}
 
 static int
 copy_memory(pid_t tid, taddr at, void *data, size_t len, bool writing)
@@ -324,7 +346,7 @@ begin_again(struct thread *t)
 {
 	struct arch_regs regs;
 
-	if (tracee_get_regs(t->tid, &regs) < 0 || (int64_t)regs.orig_rax < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
+	if (thread_get_regs(t, &regs) < 0 || (int64_t)regs.orig_rax < 0 || (int64_t)regs.rax != RESTART_AS_HANDLER_SAYS)
 		return;
 	if (syscall_class((long)regs.orig_rax) == SYSCALL_WAIT)
 		regs.rax = (uint64_t)RESTART_WITHOUT_HANDLER;
@@ -332,7 +354,7 @@ begin_again(struct thread *t)
 		regs.rax = (uint64_t)RESTART_ALWAYS;
 	else
 		return;
-	tracee_set_regs(t->tid, &regs);
+	thread_set_regs(t, &regs);
 }
 
 /*
@@ -344,7 +366,7 @@ signal_stop(struct thread *t, int sig)
 {
 	struct arch_regs regs;
 
-	if (t->mask == MASK_HANDLER && sig == SIGTRAP && tracee_get_regs(t->tid, &regs) == 0) {
+	if (t->mask == MASK_HANDLER && sig == SIGTRAP && thread_get_regs(t, &regs) == 0) {
 		thread_write(t, regs.rsp + ARCH_HANDLER_MASK, &t->mask_own, sizeof(t->mask_own));
 		t->mask = MASK_OWN;
 		go_on(t, PTRACE_CONT, 0);
@@ -375,7 +397,7 @@ is_interrupted(const struct thread *t)
 {
 	struct arch_regs regs;
 
-	return tracee_get_regs(t->tid, &regs) == 0 && ((int64_t)regs.rax == RESTART_WITHOUT_HANDLER || (int64_t)regs.rax == RESTART_AS_HANDLER_SAYS);
+	return thread_get_regs(t, &regs) == 0 && ((int64_t)regs.rax == RESTART_WITHOUT_HANDLER || (int64_t)regs.rax == RESTART_AS_HANDLER_SAYS);
 }
 
 /* --- events */
