@@ -51,7 +51,7 @@ add_member(struct ckpt *c, struct member *parent)
 		return NULL;
 	}
 	(*place)->parent = parent;
-	(*place)->target = (struct target){.pidfd = -1, .proc = -1, .mem = -1};
+	(*place)->target = (struct target)TARGET_NONE;
 	return *place;
 }
 

@@ -102,7 +102,7 @@ run_lines(struct executes *x, const struct call_options *o, const struct script_
 int
 call_by_hand(const struct call_options *o, const struct script_text *s)
 {
-	struct executes x = {.lender = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = o->block_ms, .cancelled = cancelled}};
+	struct executes x = {.lender = {.target = TARGET_NONE, .block_ms = o->block_ms, .cancelled = cancelled}};
 	int err, ended = 0;
 
 	if (o->address != NULL) {

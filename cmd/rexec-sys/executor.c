@@ -124,7 +124,6 @@ executor_main(void *arg)
 				return NULL; /* freed by the one that joins it */
 			continue;
 		case ORDER_CHILD:
-		case ORDER_THREAD:
 			e->child->failed |= start_thread(e->child) < 0;
 			break;
 		case ORDER_EXECUTED:

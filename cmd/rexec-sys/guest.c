@@ -155,7 +155,7 @@ lend_patiently(struct lender *l, pid_t pid)
 			return err;
 		}
 		lend_end(l);
-		*l = (struct lender){.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = l->block_ms};
+		*l = (struct lender){.target = TARGET_NONE, .block_ms = l->block_ms};
 		poll(NULL, 0, LOOK_MS);
 	}
 }
@@ -163,7 +163,7 @@ lend_patiently(struct lender *l, pid_t pid)
 int
 guest_begin(struct guest *g, pid_t pid)
 {
-	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = 10000};
+	struct lender l = {.target = TARGET_NONE, .block_ms = 10000};
 	int64_t result;
 	int err, ended;
 
@@ -215,8 +215,7 @@ interrupt(struct guest *g)
 
 	if (tracee_seize(&t, g->pid, g->tid, 0) < 0)
 		return;
-	if (tracee_wait_interrupt(&t, now_ms() + END_MS) == 0 && (int64_t)t.regs.orig_rax >= 0 && (int64_t)t.regs.rax <= -512 &&
-	    (int64_t)t.regs.rax >= -516) {
+	if (tracee_wait_interrupt(&t, now_ms() + END_MS) == 0 && arch_restart_kind(&t.regs, syscall_eintr_restarts) != RESTART_NONE) {
 		/* But not if that was for the next call. */
 		bool waits = t.regs.orig_rax == SYS_read && t.regs.rdi == (uint64_t)g->theirs;
 
@@ -305,7 +304,7 @@ has_room(const struct guest *g, int mem)
 void
 guest_end(struct guest *g)
 {
-	struct lender l = {.target = {.pidfd = -1, .proc = -1, .mem = -1}, .block_ms = 10000};
+	struct lender l = {.target = TARGET_NONE, .block_ms = 10000};
 	int64_t result, end = now_ms() + END_MS;
 
 	if (g->fd < 0)

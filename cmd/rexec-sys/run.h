@@ -211,7 +211,7 @@ bool wait_called_back(const struct thread *t);
 
 /* run_exec.c */
 void exec_stop(struct run *r, struct thread *t);
-void exec_syscall_stop(struct run *r, struct thread *t);
+void exec_syscall_stop(struct thread *t);
 void exec_done(struct run *r, struct thread *t);
 
 /* run_copy.c: of the file that is open there as fd; NULL: *err says why. */

@@ -22,14 +22,21 @@ static void received(struct run *r, uint32_t id, const unsigned char *body, size
 
 /* --- answers */
 
+/* It runs again. */
+static void
+answered(struct thread *t)
+{
+	t->notification = 0;
+	t->phase = PHASE_NONE;
+}
+
 /* That fails only where it has been killed. */
 static void
 answer(struct run *r, struct thread *t, struct seccomp_notif_resp *a)
 {
 	a->id = t->notification;
 	ioctl(r->listener, SECCOMP_IOCTL_NOTIF_SEND, a);
-	t->notification = 0;
-	t->phase = PHASE_NONE;
+	answered(t);
 }
 
 void
@@ -53,10 +60,8 @@ call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, 
 	    .flags = SECCOMP_ADDFD_FLAG_SETFD | (answer ? SECCOMP_ADDFD_FLAG_SEND : 0), .newfd_flags = cloexec ? O_CLOEXEC : 0};
 
 	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_ADDFD, &give) >= 0) {
-		if (answer) {
-			t->notification = 0;
-			t->phase = PHASE_NONE;
-		}
+		if (answer)
+			answered(t);
 		return;
 	}
 	if (errno == ENOENT)
@@ -150,8 +155,11 @@ raise_sigpipe(struct thread *t)
 }
 
 static bool
-opens_cloexec(const struct arch_call *c)
+opens_cloexec(const struct thread *t)
 {
+	const struct arch_call *c = &t->sent;
+	uint64_t flags = 0;
+
 	switch (c->nr) {
 	case SYS_open:
 		return (c->arg[1] & O_CLOEXEC) != 0;
@@ -163,20 +171,13 @@ opens_cloexec(const struct arch_call *c)
 		return (c->arg[3] & SOCK_CLOEXEC) != 0;
 	case SYS_inotify_init1:
 		return (c->arg[0] & O_CLOEXEC) != 0;
+	case SYS_openat2: /* the flags are in a struct */
+		if (t->data.arg[2].is_data)
+			memcpy(&flags, t->data.data.data + t->data.arg[2].value, min_u64(t->data.arg[2].len, sizeof(flags)));
+		return (flags & O_CLOEXEC) != 0;
 	default:
 		return c->nr == SYS_mq_open;
 	}
-}
-
-/* The one where the flags are in a struct. */
-static bool
-opens_cloexec_how(const struct thread *t)
-{
-	uint64_t flags = 0;
-
-	if (t->sent.nr == SYS_openat2 && t->data.arg[2].is_data)
-		memcpy(&flags, t->data.data.data + t->data.arg[2].value, sizeof(flags));
-	return (flags & O_CLOEXEC) != 0;
 }
 
 void
@@ -200,7 +201,7 @@ call_complete(struct run *r, struct thread *t)
 	err = calldata_to_memory(&t->data, &t->sent, t->result, thread_read, thread_write, t);
 	if (err == 0 && t->result >= 0 && syscall_new_fd(t->sent.nr)) {
 		file_set(r, t->process, t->result, THERE);
-		call_give_fd(r, t, r->placeholder, (int)t->result, opens_cloexec(&t->sent) || opens_cloexec_how(t), true);
+		call_give_fd(r, t, r->placeholder, (int)t->result, opens_cloexec(t), true);
 	} else if (t->result >= 0 && t->sent.nr == SYS_ioctl && (t->sent.arg[1] == FIOCLEX || t->sent.arg[1] == FIONCLEX)) {
 		call_continue(r, t);
 	} else {

@@ -395,12 +395,11 @@ begin_naming(struct thread *t)
 }
 
 void
-exec_syscall_stop(struct run *r, struct thread *t)
+exec_syscall_stop(struct thread *t)
 {
 	struct arch_regs regs;
 	enum __ptrace_request how = PTRACE_CONT;
 
-	(void)r;
 	switch (t->exec) {
 	case EXEC_BEGUN:
 		/* It has failed: only its result is to be seen. */

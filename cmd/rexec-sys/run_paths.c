@@ -42,7 +42,7 @@ is_own(const struct run *r, pid_t pid)
 
 /* In /proc/PID: what tells of files is of there. */
 static enum kind
-in_proc(const struct thread *t, const char *rest, const char *self, char other[PATH_MAX])
+in_proc(const struct thread *t, const char *rest, char other[PATH_MAX])
 {
 	static const char *const there[] = {"/cwd", "/root", "/mounts", "/mountinfo", "/mountstats", "/net"};
 	const char *fd;
@@ -60,7 +60,6 @@ in_proc(const struct thread *t, const char *rest, const char *self, char other[P
 			snprintf(other, PATH_MAX, "/proc/thread-self%s", rest);
 			return PATH_OTHER;
 		}
-	(void)self;
 	return PATH_HERE;
 }
 
@@ -92,16 +91,16 @@ classify(const struct run *r, const struct thread *t, const char *path, char her
 		return PATH_HERE;
 	if ((rest = below(path, "/proc/self")) != NULL) {
 		snprintf(here, PATH_MAX, "/proc/%d%s", t->process->pid, rest);
-		return in_proc(t, rest, "self", other);
+		return in_proc(t, rest, other);
 	}
 	if ((rest = below(path, "/proc/thread-self")) != NULL) {
 		snprintf(here, PATH_MAX, "/proc/%d/task/%d%s", t->process->pid, t->tid, rest);
-		return in_proc(t, rest, "thread-self", other);
+		return in_proc(t, rest, other);
 	}
 	if (strncmp(path, "/proc/", 6) == 0 && isdigit((unsigned char)path[6])) {
 		pid = strtol(path + 6, &end, 10);
 		if (is_own(r, (pid_t)pid))
-			return pid == t->process->pid ? in_proc(t, end, "self", other) : PATH_HERE;
+			return pid == t->process->pid ? in_proc(t, end, other) : PATH_HERE;
 	}
 	return PATH_THERE;
 }

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #include "io.h"
-#include "log.h"
+#include "proc.h"
 #include "run.h"
 
 enum { FILES_MAX = 1 << 20 };
@@ -75,13 +75,11 @@ file_fetch(const struct thread *t, int fd)
 static bool
 is_cloexec(const struct thread *t, int fd)
 {
-	char path[64], *text = NULL, *p;
-	bool cloexec = false;
+	struct proc_fdinfo info;
+	int proc = proc_open(t->tid);
+	bool cloexec = proc >= 0 && proc_read_fdinfo(proc, fd, &info) == 0 && (info.flags & O_CLOEXEC) != 0;
 
-	snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", t->tid, fd);
-	if (read_file(-1, path, &text) > 0 && (p = strstr(text, "flags:")) != NULL)
-		cloexec = (strtoul(p + 6, NULL, 8) & O_CLOEXEC) != 0;
-	free(text);
+	close_fd(&proc);
 	return cloexec;
 }
 
@@ -259,29 +257,45 @@ duplicates(const struct arch_call *c)
 	    (c->nr == SYS_fcntl && (c->arg[1] == F_DUPFD || c->arg[1] == F_DUPFD_CLOEXEC));
 }
 
+/*
+ * The next descriptor in control data of a message, from *at on, where the one before is (at first 0). Returns false where there is none.
+ * What another machine has sent is no better than anything else from there.
+ */
+static bool
+next_passed(const unsigned char *control, size_t len, size_t *at, int *fd)
+{
+	size_t next = *at + sizeof(*fd);
+	struct cmsghdr c;
+
+	for (size_t head = 0; head + sizeof(c) <= len; head += CMSG_ALIGN(c.cmsg_len)) {
+		memcpy(&c, control + head, sizeof(c));
+		if (c.cmsg_len < sizeof(c) || c.cmsg_len > len - head)
+			return false;
+		next = max_u64(next, head + sizeof(c));
+		if (c.cmsg_level != SOL_SOCKET || c.cmsg_type != SCM_RIGHTS || next + sizeof(*fd) > head + c.cmsg_len)
+			continue;
+		memcpy(fd, control + next, sizeof(*fd));
+		*at = next;
+		return true;
+	}
+	return false;
+}
+
 /* Descriptors of here cannot go through a socket of there. */
 bool
 table_sends_here(const struct thread *t)
 {
 	const unsigned char *data = t->data.data.data + t->data.arg[1].value;
 	struct calldata_parts p;
-	struct cmsghdr head;
+	size_t at = 0;
+	int fd;
 
 	if (t->sent.nr != SYS_sendmsg || !t->data.arg[1].is_data)
 		return false;
 	p = calldata_parts(data);
-	for (size_t at = 0; at + sizeof(head) <= p.control; at += CMSG_ALIGN(head.cmsg_len)) {
-		memcpy(&head, data + p.control_at + at, sizeof(head));
-		if (head.cmsg_len < sizeof(head) || head.cmsg_len > p.control - at)
-			break;
-		for (size_t k = sizeof(head); head.cmsg_type == SCM_RIGHTS && head.cmsg_level == SOL_SOCKET && k + 4 <= head.cmsg_len; k += 4) {
-			int fd;
-
-			memcpy(&fd, data + p.control_at + at + k, 4);
-			if (file_where(t->process, fd) == HERE)
-				return true;
-		}
-	}
+	while (next_passed(data + p.control_at, p.control, &at, &fd))
+		if (file_where(t->process, fd) == HERE)
+			return true;
 	return false;
 }
 
@@ -456,27 +470,14 @@ static void
 received(struct run *r, struct thread *t)
 {
 	const unsigned char *data = t->data.data.data + t->data.arg[1].value;
-	uint32_t head[4];
-	struct cmsghdr c;
-	size_t at;
-	int err;
-
-	memcpy(head, data, sizeof(head));
 	/* The rooms are as long as they were asked for; the head says how much came. */
-	at = CALLDATA_MSG + (size_t)round_up(t->data.rooms[0], 16);
-	head[1] = (uint32_t)min_u64(head[1], t->data.rooms[1]);
-	for (size_t k = 0; k + sizeof(c) <= head[1]; k += CMSG_ALIGN(c.cmsg_len)) {
-		memcpy(&c, data + at + k, sizeof(c));
-		if (c.cmsg_len < sizeof(c) || c.cmsg_len > head[1] - k)
-			break;
-		for (size_t i = sizeof(c); c.cmsg_level == SOL_SOCKET && c.cmsg_type == SCM_RIGHTS && i + 4 <= c.cmsg_len; i += 4) {
-			int fd;
+	const unsigned char *control = data + CALLDATA_MSG + round_up(t->data.rooms[0], 16);
+	size_t len = min_u64(calldata_parts(data).control, t->data.rooms[1]), at = 0;
+	int fd, err;
 
-			memcpy(&fd, data + at + k + i, 4);
-			if (fd >= 0 && fd < FILES_MAX)
-				put_placeholder(r, t, fd, (t->sent.arg[2] & MSG_CMSG_CLOEXEC) != 0, false);
-		}
-	}
+	while (next_passed(control, len, &at, &fd))
+		if (fd >= 0 && fd < FILES_MAX)
+			put_placeholder(r, t, fd, (t->sent.arg[2] & MSG_CMSG_CLOEXEC) != 0, false);
 	err = calldata_to_memory(&t->data, &t->sent, t->result, thread_read, thread_write, t);
 	if (err == 0 && t->call.nr == SYS_recvmmsg)
 		message_of_many(r, t);

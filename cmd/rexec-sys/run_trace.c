@@ -262,34 +262,42 @@ birth(struct run *r, struct thread *parent)
 
 /* --- signals */
 
-struct signals {
-	uint64_t pending, caught; /* not blocked, and not ignored; with a handler */
-};
-
-static struct signals
-pending(const struct thread *t)
+static uint64_t
+bit(int sig)
 {
-	static const int ignored[] = {SIGCHLD, SIGURG, SIGWINCH, SIGCONT};
-	struct { const char *name; uint64_t bits; } set[] = {{"\nSigPnd:", 0}, {"\nShdPnd:", 0}, {"\nSigBlk:", 0}, {"\nSigIgn:", 0}, {"\nSigCgt:", 0}};
-	char path[64], *text = NULL, *p;
+	return 1ULL << (sig - 1);
+}
 
-	snprintf(path, sizeof(path), "/proc/%d/status", t->tid);
-	if (read_file(-1, path, &text) <= 0)
-		return (struct signals){0, 0};
-	for (size_t i = 0; i < ARRAY_LEN(set); i++)
-		if ((p = strstr(text, set[i].name)) != NULL)
-			set[i].bits = strtoull(p + strlen(set[i].name), NULL, 16);
-	free(text);
-	for (size_t i = 0; i < ARRAY_LEN(ignored); i++)
-		set[3].bits |= 1ULL << (ignored[i] - 1) & ~set[4].bits;
-	return (struct signals){(set[0].bits | set[1].bits) & ~set[2].bits & ~set[3].bits, set[4].bits};
+/* Silent. */
+static int
+read_status(const struct thread *t, struct proc_status *st)
+{
+	int proc = proc_open(t->tid), err = proc < 0 ? proc : proc_read_status(proc, st);
+
+	close_fd(&proc);
+	return err;
+}
+
+static bool
+has_handler(const struct thread *t, int sig)
+{
+	struct proc_status st = {0};
+	bool has = read_status(t, &st) == 0 && (st.sigcgt & bit(sig)) != 0;
+
+	proc_status_fini(&st);
+	return has;
 }
 
 /* Is there a signal that would do something to the thread if it did not wait for us? */
 static bool
 has_signal(const struct thread *t)
 {
-	return pending(t).pending != 0;
+	const uint64_t by_default = bit(SIGCHLD) | bit(SIGURG) | bit(SIGWINCH) | bit(SIGCONT);
+	struct proc_status st = {0};
+	bool has = read_status(t, &st) == 0 && ((st.sigpnd | st.shdpnd) & ~st.sigblk & ~st.sigign & ~(by_default & ~st.sigcgt)) != 0;
+
+	proc_status_fini(&st);
+	return has;
 }
 
 /* A call that does not wait for others, and so never returns EINTR. */
@@ -373,7 +381,7 @@ signal_stop(struct thread *t, int sig)
 		return;
 	}
 	begin_again(t);
-	if (t->mask == MASK_SET && (pending(t).caught >> (sig - 1) & 1) != 0) {
+	if (t->mask == MASK_SET && has_handler(t, sig)) {
 		t->mask = MASK_HANDLER;
 		go_on(t, PTRACE_SINGLESTEP, sig);
 		return;
@@ -413,16 +421,14 @@ settle_unborn(struct run *r, const struct process *gone)
 		struct thread *t = r->threads[i];
 		struct proc_status st = {0};
 		bool known = false;
-		int proc = t->process == NULL ? proc_open(t->tid) : -1;
 
-		if (proc >= 0 && proc_read_status(proc, &st) == 0) {
+		if (t->process == NULL && read_status(t, &st) == 0) {
 			for (size_t k = 0; k < r->nprocesses; k++)
 				known |= r->processes[k] != gone && (r->processes[k]->pid == st.ppid || r->processes[k]->pid == st.tgid);
 			if (!known)
 				kill(t->tid, SIGKILL);
-			proc_status_fini(&st);
 		}
-		close_fd(&proc);
+		proc_status_fini(&st);
 	}
 }
 
@@ -473,7 +479,7 @@ stopped(struct run *r, struct thread *t, int status)
 		return;
 	default:
 		if (sig == (SIGTRAP | 0x80))
-			exec_syscall_stop(r, t);
+			exec_syscall_stop(t);
 		else
 			signal_stop(t, sig);
 	}

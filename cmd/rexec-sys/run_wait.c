@@ -127,12 +127,10 @@ ours(struct thread *t, struct wait *w)
 	if (w->ours == NULL)
 		return -ENOMEM;
 	for (size_t i = 0; i < w->n; i++) {
-		bool here = file_where(t->process, w->asked[i].fd) == HERE;
+		enum where where = file_where(t->process, w->asked[i].fd);
 
-		bool there = file_where(t->process, w->asked[i].fd) == THERE;
-
-		w->ours[i] = (struct pollfd){here ? file_fetch(t, w->asked[i].fd) : there ? -2 : -1, w->asked[i].events, 0};
-		w->nthere += there;
+		w->ours[i] = (struct pollfd){where == HERE ? file_fetch(t, w->asked[i].fd) : where == THERE ? -2 : -1, w->asked[i].events, 0};
+		w->nthere += where == THERE;
 	}
 	return 0;
 }

@@ -169,7 +169,7 @@ listen_for_ever(struct listener *s)
 static int
 check_target(pid_t pid)
 {
-	struct target t = {.pidfd = -1, .proc = -1, .mem = -1};
+	struct target t = TARGET_NONE;
 	int err = target_open(&t, pid);
 
 	target_close(&t);

@@ -41,11 +41,11 @@ struct executor {
 	pid_t tid;
 	sem_t go, done;
 	/* What it is to do; ours until go, its until done or, for a call, until its result is sent. */
-	enum { ORDER_CALL, ORDER_CHILD, ORDER_THREAD, ORDER_EXECUTED, ORDER_END } order;
+	enum { ORDER_CALL, ORDER_CHILD, ORDER_EXECUTED, ORDER_END } order;
 	struct calldata call;
 	uint32_t id;             /* of the call */
 	struct guest *guest;     /* who executes it in another process; owned */
-	struct executor *child;  /* whom ORDER_CHILD and ORDER_THREAD make */
+	struct executor *child;  /* whom ORDER_CHILD makes */
 	const uint32_t *keep;    /* ORDER_CHILD: fds that it has; borrowed until done */
 	size_t nkeep;
 	pthread_mutex_t lock;    /* of busy */

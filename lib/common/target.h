@@ -20,6 +20,9 @@ struct target {
 	bool suspended; /* its seccomp filters, as long as it is traced */
 };
 
+/* None yet: target_close() may be called. */
+#define TARGET_NONE {.pidfd = -1, .proc = -1, .mem = -1}
+
 /* Returns 0, or a negative errno, logged; ESRCH, EPERM, EBUSY tell which exit status. */
 int target_open(struct target *t, pid_t pid);
 /* Stop every thread. On failure everything runs again. */

@@ -1,6 +1,17 @@
 /*
  * Code that runs inside a process: position independent, reads no memory but its script.
  */
+	.macro	call_at_r15		# nr and six arguments stand there
+	mov	(%r15), %rax
+	mov	8(%r15), %rdi
+	mov	16(%r15), %rsi
+	mov	24(%r15), %rdx
+	mov	32(%r15), %r10
+	mov	40(%r15), %r8
+	mov	48(%r15), %r9
+	syscall
+	.endm
+
 	.section .rodata
 	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end, arch_guest, arch_guest_end
 
@@ -10,14 +21,7 @@
  */
 	.balign	16
 arch_loop:
-1:	mov	(%r15), %rax
-	mov	8(%r15), %rdi
-	mov	16(%r15), %rsi
-	mov	24(%r15), %rdx
-	mov	32(%r15), %r10
-	mov	40(%r15), %r8
-	mov	48(%r15), %r9
-	syscall
+1:	call_at_r15
 	mov	%rax, 56(%r15)
 	cmp	%r14, %r15
 	je	3f
@@ -67,14 +71,7 @@ arch_guest:
 	syscall
 	cmp	$56, %rax
 	jne	3f
-	mov	(%r15), %rax
-	mov	8(%r15), %rdi
-	mov	16(%r15), %rsi
-	mov	24(%r15), %rdx
-	mov	32(%r15), %r10
-	mov	40(%r15), %r8
-	mov	48(%r15), %r9
-	syscall
+	call_at_r15
 	mov	%rax, (%r15)
 	mov	$1, %eax		# write
 	mov	56(%r15), %rdi
