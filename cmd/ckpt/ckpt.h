@@ -6,6 +6,7 @@
  *   aio.c      rings of asynchronous I/O
  *   seccomp.c  its sandbox
  *   outside.c  what /proc and the kernel tell without its help
+ *   pending.c  its pending signals
  *   inside.c   what only it can tell: borrowed calls
  *   space.c    its mappings and the files behind them
  *   fds.c      its open files
@@ -16,6 +17,8 @@
  *   output.c   where the image goes: file, pipe, --to
  *   ending.c   who ends the original, and when
  *   park.c     originals left behind by -S
+ *   home.c     the original stays as the home of its files: -s
+ *   lazy.c     its memory stays, and is fetched from there: -m
  */
 #ifndef CKPT_H
 #define CKPT_H
@@ -30,13 +33,15 @@
 #include "tracee.h"
 
 enum embed { EMBED_NEEDED, EMBED_MAPPED, EMBED_ALL };
-enum after { AFTER_MOVE, AFTER_COPY, AFTER_KILL, AFTER_PARK };
+enum after { AFTER_MOVE, AFTER_COPY, AFTER_KILL, AFTER_PARK, AFTER_HOME, AFTER_LAZY };
 
 struct ckpt_options {
 	int pid;
 	const char *output; /* -o, or NULL: stdout */
 	const char *to;     /* --to COMMAND */
 	enum after after;
+	const char *home, *key; /* -s: its address; --key */
+	const char *pages, *spool; /* -m: where its memory is to be had; --spool: the file that it is to be had from */
 	bool executable; /* -x */
 	enum embed embed;
 	int level;
@@ -94,6 +99,9 @@ struct ckpt {
 	size_t nin_flight;
 	struct held_task *tasks; /* parallel to members */
 	struct kind_shared shared;
+	int home_listener; /* -s, -m: where the copy will come, or -1 */
+	const char *home_address; /* what that was asked for as */
+	int home_report; /* where to tell that it has begun */
 	bool no_output; /* the output could not be opened */
 	bool frozen;
 	bool decided; /* never to be let go again: they end with us */
@@ -147,8 +155,10 @@ void leave_fds(struct ckpt *c);
 int collect_ipc(struct ckpt *c);
 void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
+/* What is to be fetched later is not in the image: it is left out of what has been found. */
+int contents_split(struct member *who);
 /* Which pages of a forked process are those of its parent. */
-int collect_inherited(struct member *who);
+int collect_inherited(const struct ckpt *c, struct member *who);
 /* When all files are known: mappings that belong to one. */
 void space_refer(struct ckpt *c);
 /* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
@@ -196,6 +206,9 @@ void sync_files(const struct ckpt *c);
 /* In front of the image in a pipe: a tail and END will follow. */
 int put_ack(struct output *o);
 int ending(struct ckpt *c, struct output *o);
+/* A whole image in a file of this name. The end of all of them. Return 0, or a negative errno, logged. */
+int save_as(struct ckpt *c, const char *name);
+int end_original(struct ckpt *c, struct output *o);
 
 /* --- park.c */
 /* saved: the image is complete and has its name. */
@@ -203,6 +216,28 @@ int park(struct ckpt *c, bool saved);
 int park_resume(struct ckpt *c, pid_t pid);
 int park_end(struct ckpt *c, pid_t pid);
 int park_list(void);
+
+/* --- home.c */
+/* Before anything is stopped: can home be where -s says? */
+int home_open(struct ckpt *c, const struct output *o);
+/* Of -s and -m: listen there. *reached: how it is reached then; the caller frees. what: "home is", for messages. Returns 0, or a negative errno, logged. */
+int home_listen(struct ckpt *c, const struct output *o, char option, const char *what, const char *address, char **reached);
+void home_close(struct ckpt *c);
+/* Go on in a process of its own, before anything is stopped. Returns there: 0, or a negative errno, logged. */
+int home_fork(struct ckpt *c);
+/* What keeps its files from staying behind. */
+int collect_home(struct ckpt *c);
+/* The image is out: wait for the copy, and be its home. Returns only where that fails: the original goes on. */
+int home_stay(struct ckpt *c, struct output *o);
+
+/* --- lazy.c */
+/* Before anything is stopped: can its pages be where -m says? */
+int lazy_open(struct ckpt *c, const struct output *o);
+/* The image says where they are; with --spool they are put there first. */
+int lazy_announce(struct ckpt *c);
+int lazy_spool(struct ckpt *c, const struct output *o);
+/* The image is out: its memory is served, until somebody has taken it over. Returns 0 when it runs elsewhere; else the original goes on, or what has become of it is said. */
+int lazy_stay(struct ckpt *c, struct output *o);
 
 /* --- main.c: SIGINT or SIGTERM came */
 bool interrupted(void);

@@ -6,11 +6,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/types.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -18,87 +16,13 @@
 #include "ckpt.h"
 #include "io.h"
 #include "kfeat.h"
+#include "lazy_ranges.h"
 #include "log.h"
+#include "pagemap.h"
 
 /* --- what the kernel knows */
 
-/* ioctl PAGEMAP_SCAN of linux/fs.h (6.7), which older headers lack. */
-struct scan_region {
-	uint64_t start, end, categories;
-};
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define PAGEMAP_SCAN_ _IOWR('f', 16, struct scan_arg)
-enum {
-	PAGE_FILE = 1 << 2, PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_PFNZERO = 1 << 5,
-	PAGE_GUARD = 1 << 8 /* 6.15 */
-};
-
-/* Pages of [start, end) that are the process's own. -ENOTTY where the kernel cannot say so. */
-static int
-scan_range(int pagemap, taddr start, taddr end, struct page_runs *runs)
-{
-	struct scan_region vec[512];
-	struct scan_arg arg = {.size = sizeof(arg), .start = start, .end = end,
-	    .vec = (uintptr_t)vec, .vec_len = ARRAY_LEN(vec),
-	    .category_inverted = PAGE_FILE | PAGE_PFNZERO,
-	    .category_mask = PAGE_FILE | PAGE_PFNZERO,
-	    .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED, .return_mask = PAGE_PRESENT};
-
-	while (arg.start < end) {
-		int n = ioctl(pagemap, PAGEMAP_SCAN_, &arg);
-
-		if (n < 0)
-			return -errno;
-		for (int i = 0; i < n; i++)
-			if (page_runs_add(runs, vec[i].start, (vec[i].end - vec[i].start) / PAGE_BYTES) < 0)
-				return -ENOMEM;
-		if (arg.walk_end <= arg.start)
-			break;
-		arg.start = arg.walk_end;
-	}
-	return 0;
-}
-
-/* Documentation/admin-guide/mm/pagemap.rst */
-#define PM_PRESENT (1ULL << 63)
-#define PM_SWAP (1ULL << 62)
-#define PM_FILE (1ULL << 61)
-#define PM_GUARD (1ULL << 58)
-
-static bool
-is_own(uint64_t entry)
-{
-	return (entry & (PM_PRESENT | PM_SWAP)) != 0 && !(entry & PM_FILE) && !(entry & PM_GUARD);
-}
-
-static bool
-is_guard(uint64_t entry)
-{
-	return (entry & PM_GUARD) != 0;
-}
-
-/* The same from the table itself: pages for which want() holds. */
-static int
-read_range(int pagemap, taddr start, taddr end, bool (*want)(uint64_t), struct page_runs *runs)
-{
-	uint64_t entries[4096];
-
-	while (start < end) {
-		size_t n = min_u64(ARRAY_LEN(entries), (end - start) / PAGE_BYTES);
-		ssize_t got = pread(pagemap, entries, n * 8, (off_t)(start / PAGE_BYTES * 8));
-
-		if (got <= 0)
-			return got < 0 ? -errno : -EIO;
-		for (size_t i = 0; i < (size_t)got / 8; i++)
-			if (want(entries[i]) && page_runs_add(runs, start + i * PAGE_BYTES, 1) < 0)
-				return -ENOMEM;
-		start += (uint64_t)got / 8 * PAGE_BYTES;
-	}
-	return 0;
-}
+static int subtract(struct page_runs *runs, const struct page_runs *less);
 
 static bool
 vma_has(const struct vma *v, const char *two)
@@ -111,7 +35,7 @@ static int
 add_guards(struct task *t, int pagemap, const struct vma *v)
 {
 	struct page_runs runs = {0};
-	int err = read_range(pagemap, v->start, v->end, is_guard, &runs);
+	int err = pagemap_read(pagemap, v->start, v->end, pagemap_is_guard, &runs);
 
 	for (size_t i = 0; err == 0 && i < runs.n; i++) {
 		struct page_range *g = ARRAY_ADD(t->guards, t->nguards);
@@ -144,13 +68,69 @@ add_shm(struct ckpt *c, struct member *who, const struct vma *v)
 	return page_runs_add(&who->runs, v->start, len / PAGE_BYTES);
 }
 
+/* Own pages of [start, end). scan: the kernel can say so itself; false from then on where it cannot. */
+static int
+add_own(struct member *who, int pagemap, taddr start, taddr end, bool *scan)
+{
+	int err = *scan ? pagemap_scan(pagemap, start, end, &who->runs) : -ENOTTY;
+
+	if (err != -ENOTTY && err != -EINVAL)
+		return err;
+	*scan = false;
+	return pagemap_read(pagemap, start, end, pagemap_is_own, &who->runs);
+}
+
+/* The same but for what is fetched later. */
+static int
+add_needed(struct member *who, int pagemap, const struct vma *v, bool *scan)
+{
+	const struct task *t = who->task;
+	taddr at = v->start;
+	int err = 0;
+
+	for (size_t i = 0; i <= t->nlazy && at < v->end && err == 0; i++) {
+		taddr end = i < t->nlazy ? min_u64(t->lazy[i].start, v->end) : v->end;
+
+		if (i < t->nlazy && t->lazy[i].end <= at)
+			continue;
+		if (end > at)
+			err = add_own(who, pagemap, at, end, scan);
+		at = i < t->nlazy ? max_u64(at, t->lazy[i].end) : v->end;
+	}
+	return err;
+}
+
+static int
+find_lazy(struct member *who)
+{
+	struct task *t = who->task;
+	int err = lazy_ranges(t, &t->lazy, &t->nlazy);
+
+	return err < 0 ? fail(-err, "out of memory") : 0;
+}
+
+int
+contents_split(struct member *who)
+{
+	const struct task *t = who->task;
+	struct page_runs lazy = {0};
+	int err = find_lazy(who);
+
+	for (size_t i = 0; i < t->nlazy && err == 0; i++)
+		err = page_runs_add(&lazy, t->lazy[i].start, (t->lazy[i].end - t->lazy[i].start) / PAGE_BYTES);
+	if (err == 0)
+		err = subtract(&who->runs, &lazy);
+	page_runs_fini(&lazy);
+	return err;
+}
+
 int
 collect_contents(struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
 	int pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
-	bool scan = kfeat(KFEAT_pagemap_scan);
-	int err = 0;
+	bool scan = kfeat(KFEAT_pagemap_scan), by_entries;
+	int err = c->opt.pages != NULL && c->opt.spool == NULL ? find_lazy(who) : 0;
 
 	if (pagemap < 0)
 		return fail_errno("pid %d: pagemap", who->target.pid);
@@ -167,30 +147,15 @@ collect_contents(struct ckpt *c, struct member *who)
 			continue;
 		if (guarded)
 			err = add_guards(t, pagemap, v);
-		if (err == 0 && scan && !guarded) {
-			err = scan_range(pagemap, v->start, v->end, &who->runs);
-			if (err != -ENOTTY && err != -EINVAL)
-				continue;
-			scan = false;
-			err = 0;
-		}
+		by_entries = false;
 		if (err == 0)
-			err = read_range(pagemap, v->start, v->end, is_own, &who->runs);
+			err = add_needed(who, pagemap, v, guarded ? &by_entries : &scan);
 	}
 	close(pagemap);
 	return err < 0 ? fail(-err, "pid %d: pagemap: %s", who->target.pid, strerror(-err)) : 0;
 }
 
 /* --- pages that a forked process has in common with its parent */
-
-/* PM_MMAP_EXCLUSIVE (4.2): nobody else has this page mapped. */
-#define PM_EXCLUSIVE (1ULL << 56)
-
-static bool
-is_shared(uint64_t entry)
-{
-	return is_own(entry) && !(entry & PM_EXCLUSIVE);
-}
 
 /*
  * A page can only be shared by fork(2) if both have the same kind of memory at the same place; restart keeps
@@ -283,7 +248,7 @@ inherit_vma(const struct member *who, int pagemap, const struct vma *v)
 
 	if (!same_backing(v, p) || vma_has(v, "gu"))
 		return 0;
-	err = read_range(pagemap, v->start, v->end, is_shared, &shared);
+	err = pagemap_read(pagemap, v->start, v->end, pagemap_is_shared, &shared);
 	if (err == 0)
 		err = compare_runs(who, &shared, min_u64(v->end, p->end), &same);
 	for (size_t i = 0; i < same.n && err == 0; i++) {
@@ -299,7 +264,7 @@ inherit_vma(const struct member *who, int pagemap, const struct vma *v)
 }
 
 int
-collect_inherited(struct member *who)
+collect_inherited(const struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
 	struct page_runs all = {0};
@@ -311,7 +276,8 @@ collect_inherited(struct member *who)
 	pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		return fail_errno("pid %d: pagemap", who->target.pid);
-	for (size_t i = 0; i < t->nvmas && err == 0; i++)
+	/* What is fetched is fetched by each for itself. */
+	for (size_t i = 0; i < t->nvmas && err == 0 && c->opt.pages == NULL; i++)
 		err = inherit_vma(who, pagemap, &t->vmas[i]);
 	close(pagemap);
 	t->forked = t->ninherits > 0 || t->shares_files;

@@ -50,7 +50,7 @@ tell_late_signals(const struct member *who)
 	proc_status_fini(&st);
 }
 
-static int
+int
 end_original(struct ckpt *c, struct output *o)
 {
 	bool here;
@@ -122,7 +122,8 @@ put_end(struct output *o)
 	if (err < 0)
 		return fail(-err, "%s: the reader has gone before the end: %s", o->name, strerror(-err));
 	interrupts_end();
-	return fault(FAULT_end_out);
+	fault(FAULT_end_out); /* it is out: what fails now changes nothing */
+	return 0;
 }
 
 static int
@@ -146,7 +147,7 @@ move_by_pipe(struct ckpt *c, struct output *o)
 
 /* --- a channel: READY, decision, GO, RUNNING */
 
-static int
+int
 save_as(struct ckpt *c, const char *name)
 {
 	struct ckpt_options opt = {.pid = c->opt.pid, .output = name, .after = AFTER_KILL, .status_fd = -1};
@@ -236,6 +237,12 @@ ending(struct ckpt *c, struct output *o)
 {
 	int err;
 
+	if (c->opt.after == AFTER_HOME || c->opt.after == AFTER_LAZY) {
+		err = o->kind == OUTPUT_CHANNEL ? channel_send(&o->channel, MSG_DATA_END, NULL, 0) : output_commit(o);
+		if (err < 0)
+			return err;
+		return c->opt.after == AFTER_LAZY ? lazy_stay(c, o) : home_stay(c, o);
+	}
 	if (o->kind == OUTPUT_CHANNEL)
 		return move_by_channel(c, o);
 	if (o->kind == OUTPUT_PIPE && c->opt.after == AFTER_MOVE)
@@ -249,7 +256,11 @@ ending(struct ckpt *c, struct output *o)
 	case AFTER_COPY:
 		return 0;
 	case AFTER_PARK:
-		return park(c, o->kind == OUTPUT_FILE);
+		err = park(c, o->kind == OUTPUT_FILE);
+		if (err == 0)
+			note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", c->members[0]->target.pid,
+			    c->members[0]->target.pid, c->members[0]->target.pid);
+		return err;
 	default:
 		/* Should ckpt die while it ends them one after another, they end with it. */
 		err = tree_set_exitkill(c, true);

@@ -64,6 +64,8 @@ add_locks(struct ckpt *c, struct task *t, const struct kind_save *s, bool first)
 {
 	int err = 0;
 
+	if (s->home) /* they are held there */
+		return 0;
 	if (s->info.nlocks > PROC_LOCKS_MAX)
 		return report_add(&c->report, LOSS, 0, s->object, NULL, "only %d of its %d locks are kept",
 		    PROC_LOCKS_MAX, s->info.nlocks);
@@ -91,7 +93,7 @@ static void
 read_owner(const struct ckpt *c, const struct kind_save *s, struct ofd *ofd)
 {
 	struct f_owner_ex owner = {0};
-	int fd = s->info.flags & O_PATH ? -1 : kind_get_fd(s);
+	int fd = s->home || s->info.flags & O_PATH ? -1 : kind_get_fd(s);
 
 	if (fd < 0)
 		return;
@@ -127,10 +129,10 @@ add_ofd(struct ckpt *c, struct kind_save *s)
 static struct kind_save
 save_of(struct ckpt *c, const struct held *h, const char *object)
 {
-	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .fd = h->fd, .link = h->link,
+	return (struct kind_save){.pid = h->pid, .proc = h->proc, .pidfd = h->pidfd, .coop = h->coop, .fd = h->fd, .link = h->link,
 	    .st = h->st, .info = h->info, .object = object, .embed = c->opt.embed == EMBED_ALL, .held = c->held,
 	    .nheld = c->nheld, .tasks = c->tasks, .ntasks = c->nmembers, .objects = &c->model.objects,
-	    .report = &c->report, .look_only = c->opt.check, .tcp_reset = c->opt.tcp_reset,
+	    .report = &c->report, .look_only = c->opt.check, .tcp_reset = c->opt.tcp_reset, .home = c->opt.home != NULL,
 	    .stays = c->opt.after == AFTER_COPY || c->opt.after == AFTER_PARK, .image_id = c->model.header.id,
 	    .elapsed_ns = collect_elapsed_ns(c), .shared = &c->shared, .rules = c->opt.rules, .nrules = c->opt.nrules};
 }
@@ -204,7 +206,7 @@ hold(struct ckpt *c, const struct member *who, int fd)
 
 	if (h == NULL)
 		return -ENOMEM;
-	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .fd = fd};
+	*h = (struct held){.pid = who->target.pid, .pidfd = who->target.pidfd, .proc = who->target.proc, .coop = who->target.coop, .fd = fd};
 	return look_at(h);
 }
 
@@ -218,7 +220,8 @@ hold_all(struct ckpt *c, const struct member *who)
 		return fail(-err, "pid %d: its open files cannot be listed: %s", who->target.pid,
 		    strerror(-err));
 	for (size_t i = 0; i < n && err == 0; i++)
-		err = hold(c, who, fds[i]);
+		if (who->target.coop == NULL || fds[i] != coop_own_fd(who->target.coop))
+			err = hold(c, who, fds[i]);
 	free(fds);
 	return err;
 }

@@ -45,18 +45,20 @@ interrupts_end(void)
 }
 
 static const char usage[] =
-    "usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S] [-x] [-e] [-z LEVEL] [-qv]\n"
+    "usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S | -s ADDRESS | -m ADDRESS [--spool FILE]]\n"
+    "            [--key KEY] [-x] [-e] [-z LEVEL] [-qv]\n"
     "       ckpt -p PID --check [--json]\n"
     "       ckpt --resume PID | --end PID | --list\n";
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP, OPT_KEY, OPT_SPOOL };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
     {"to", required_argument, NULL, OPT_TO}, {"leave-running", no_argument, NULL, 'c'},
     {"copy", no_argument, NULL, 'c'}, {"kill", no_argument, NULL, 'k'},
     {"leave-stopped", no_argument, NULL, 'S'}, {"executable", no_argument, NULL, 'x'},
+    {"home", required_argument, NULL, 's'}, {"memory", required_argument, NULL, 'm'}, {"spool", required_argument, NULL, OPT_SPOOL}, {"key", required_argument, NULL, OPT_KEY},
     {"embed", optional_argument, NULL, OPT_EMBED}, {"level", required_argument, NULL, 'z'},
     {"tail", required_argument, NULL, OPT_TAIL},
     {"timed-syscalls", required_argument, NULL, OPT_TIMED},
@@ -108,6 +110,15 @@ add_rule(struct ckpt_options *o, const char *text)
 		options_misused("--external is pipe:ID=POLICY, socket:ID=POLICY, or POLICY; one of inherit, drop, reopen");
 }
 
+static void
+allow_loss(struct ckpt_options *o, const char *of)
+{
+	o->lose_seccomp |= strcmp(of, "seccomp") == 0;
+	o->lose_namespaces |= strcmp(of, "namespaces") == 0;
+	if (strcmp(of, "seccomp") != 0 && strcmp(of, "namespaces") != 0)
+		options_misused("--allow-loss is seccomp or namespaces");
+}
+
 static enum action
 get_long_option(struct ckpt_options *o, int opt, enum action action)
 {
@@ -128,10 +139,7 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		o->check = true;
 		break;
 	case OPT_LOSS:
-		o->lose_seccomp |= strcmp(optarg, "seccomp") == 0;
-		o->lose_namespaces |= strcmp(optarg, "namespaces") == 0;
-		if (strcmp(optarg, "seccomp") != 0 && strcmp(optarg, "namespaces") != 0)
-			options_misused("--allow-loss is seccomp or namespaces");
+		allow_loss(o, optarg);
 		break;
 	case OPT_TCP:
 		if (strcmp(optarg, "close") != 0)
@@ -140,6 +148,12 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_EXTERNAL:
 		add_rule(o, optarg);
+		break;
+	case OPT_KEY:
+		o->key = optarg;
+		break;
+	case OPT_SPOOL:
+		o->spool = optarg;
 		break;
 	case OPT_SINGLE:
 		o->single = true;
@@ -174,7 +188,7 @@ static void
 set_after(struct ckpt_options *o, enum after after)
 {
 	if (o->after != AFTER_MOVE && o->after != after)
-		options_misused("only one of -c, -k and -S");
+		options_misused("only one of -c, -k, -S, -s and -m");
 	o->after = after;
 }
 
@@ -184,7 +198,7 @@ get_options(int argc, char **argv, struct ckpt_options *o)
 	enum action action = DO_CKPT;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "p:o:ckSxez:F:qvV", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "p:o:ckSs:m:xez:F:qvV", long_options, NULL)) != -1) {
 		switch (opt) {
 		case 'p':
 			o->pid = options_number(optarg, 1, INT_MAX, "-p");
@@ -200,6 +214,14 @@ get_options(int argc, char **argv, struct ckpt_options *o)
 			break;
 		case 'S':
 			set_after(o, AFTER_PARK);
+			break;
+		case 's':
+			set_after(o, AFTER_HOME);
+			o->home = optarg;
+			break;
+		case 'm':
+			set_after(o, AFTER_LAZY);
+			o->pages = optarg;
 			break;
 		case 'x':
 			o->executable = true;
@@ -231,6 +253,12 @@ check_options(const struct ckpt_options *o)
 		options_misused("-x goes with -o FILE");
 	if (o->to != NULL && (o->after == AFTER_KILL || o->after == AFTER_PARK))
 		options_misused("--to waits for the other side; -k and -S do not go with it");
+	if (o->key != NULL && o->home == NULL && o->pages == NULL)
+		options_misused("--key goes with -s tcp:HOST:PORT or -m tcp:HOST:PORT");
+	if ((o->home != NULL || o->pages != NULL) && o->single)
+		options_misused("--single takes it from its children, which stay with -s and -m");
+	if (o->spool != NULL && o->pages == NULL)
+		options_misused("--spool goes with -m");
 	if (o->json && !o->check)
 		options_misused("--json goes with --check");
 }
@@ -298,6 +326,8 @@ collect_from_outside(struct ckpt *c)
 		err = collect_aio(c);
 	if (err == 0)
 		err = collect_ipc(c);
+	if (err == 0 && c->opt.home != NULL)
+		err = collect_home(c);
 	return err < 0 ? err : collect_fds(c);
 }
 
@@ -310,7 +340,7 @@ collect_from_inside(struct ckpt *c, struct member *who)
 		err = collect_signals(who);
 	if (err == 0)
 		err = collect_contents(c, who);
-	return err < 0 ? err : collect_inherited(who);
+	return err < 0 ? err : collect_inherited(c, who);
 }
 
 /* Everything but the pages, with the processes stopped. */
@@ -351,9 +381,17 @@ static int
 run_ckpt(struct ckpt *c)
 {
 	struct output o = {.fd = -1, .status_fd = -1};
-	int err = output_open(&o, &c->opt);
+	bool stays = c->opt.home != NULL || c->opt.pages != NULL;
+	int err = stays ? home_fork(c) : 0;
+
+	if (err == 0)
+		err = output_open(&o, &c->opt);
 
 	c->no_output = err < 0;
+	if (err == 0 && c->opt.home != NULL)
+		err = home_open(c, &o);
+	if (err == 0 && c->opt.pages != NULL)
+		err = lazy_open(c, &o);
 	if (err == 0)
 		err = output_check_room(&o, c);
 	if (err == 0 && interrupted())
@@ -363,6 +401,10 @@ run_ckpt(struct ckpt *c)
 	if (err == 0) {
 		output_status(&o, "stopped %d", c->members[0]->target.pid);
 		err = collect(c);
+		if (err == 0 && c->opt.spool != NULL)
+			err = lazy_spool(c, &o);
+		if (err == 0 && c->opt.pages != NULL)
+			err = lazy_announce(c);
 		if (err == 0 && o.kind == OUTPUT_PIPE && c->opt.after == AFTER_MOVE)
 			err = put_ack(&o);
 		if (err == 0)
@@ -380,6 +422,7 @@ run_ckpt(struct ckpt *c)
 	netlock_end(c->shared.netlock, NETLOCK_RELEASE);
 	c->shared.netlock = NULL;
 	output_status(&o, err == 0 ? "done" : "failed");
+	home_close(c);
 	output_close(&o);
 	return err;
 }
@@ -419,7 +462,7 @@ ckpt_fini(struct ckpt *c)
 int
 main(int argc, char **argv)
 {
-	struct ckpt c = {.opt = {.level = 1, .tail = 4 << 20, .status_fd = -1, .stop_timeout_ms = 5000}};
+	struct ckpt c = {.opt = {.level = 1, .tail = 4 << 20, .status_fd = -1, .stop_timeout_ms = 5000}, .home_listener = -1, .home_report = -1};
 	enum action action;
 	int err, status;
 

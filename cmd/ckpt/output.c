@@ -23,6 +23,7 @@
 #include "io.h"
 #include "kfeat.h"
 #include "log.h"
+#include "program.h"
 
 /* --- a file */
 
@@ -43,26 +44,20 @@ open_temporary(struct output *o)
 	return mkostemp(o->temporary, O_CLOEXEC);
 }
 
-/* The stub that -x puts in front: the restart that stands beside this program, or in PATH. */
+/* The stub that -x puts in front. */
 static int
 open_restart(void)
 {
-	char *self = NULL, *beside = NULL, *path = strdup(getenv("PATH") != NULL ? getenv("PATH") : "");
-	int fd = -1;
+	char *path;
+	int fd;
 
-	if (read_link(AT_FDCWD, "/proc/self/exe", &self) == 0 &&
-	    asprintf(&beside, "%s/restart", dirname(self)) > 0)
-		fd = open(beside, O_RDONLY | O_CLOEXEC);
-	free(beside);
-	for (char *dir = strtok(path, ":"); fd < 0 && dir != NULL; dir = strtok(NULL, ":")) {
-		if (asprintf(&beside, "%s/restart", dir) < 0)
-			break;
-		fd = open(beside, O_RDONLY | O_CLOEXEC);
-		free(beside);
-	}
-	free(self);
+	if (program_find("restart", &path) < 0)
+		return fail(ENOENT, "restart is not to be found, and -x needs it in PATH");
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		fd = fail_errno("%s", path);
 	free(path);
-	return fd < 0 ? fail(ENOENT, "restart is not to be found, and -x needs it in PATH") : fd;
+	return fd;
 }
 
 static int
@@ -95,7 +90,7 @@ check_stream(const struct output *o, const struct ckpt_options *opt)
 	if (isatty(o->fd))
 		return fail(EINVAL, "%s: an image does not go to a terminal: redirect stdout, or give -o FILE",
 		    o->name);
-	if (opt->after == AFTER_MOVE && fstat(o->fd, &st) == 0 && !S_ISFIFO(st.st_mode) &&
+	if ((opt->after == AFTER_MOVE || opt->after == AFTER_HOME || opt->after == AFTER_LAZY) && fstat(o->fd, &st) == 0 && !S_ISFIFO(st.st_mode) &&
 	    !S_ISSOCK(st.st_mode))
 		return fail(EINVAL, "%s: neither a file nor a pipe to a restart: -c leaves the process running, "
 		    "-k ends it all the same", o->name);

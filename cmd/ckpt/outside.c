@@ -256,6 +256,7 @@ collect_task_outside(struct member *who)
 	int64_t number;
 
 	t->umask = st->umask;
+	t->note = tg->coop != NULL ? coop_note(tg->coop) : 0;
 	t->stop_signal = tg->threads[0].stop_signal;
 	t->cpu_ns = (tg->stat.utime + tg->stat.stime) * (1000000000 / (uint64_t)sysconf(_SC_CLK_TCK));
 	if (proc_read_number(tg->proc, "personality", 16, &number) == 0)
@@ -269,17 +270,20 @@ collect_task_outside(struct member *who)
 
 /* --- threads */
 
+enum { AFFINITY_MAX = 8192 };
+
+/* Where it may run like everything here, ourselves for one, that is the host's or the container's doing, and elsewhere it may be otherwise. */
 static int
 collect_affinity(const struct tracee *th, struct sched *s)
 {
-	cpu_set_t *set = calloc(1, 8192);
-	long n, cpus = sysconf(_SC_NPROCESSORS_CONF);
+	unsigned char *set = calloc(2, AFFINITY_MAX), *ours = set + AFFINITY_MAX;
+	long n;
 
 	if (set == NULL)
 		return -ENOMEM;
-	n = syscall(SYS_sched_getaffinity, th->tid, 8192, set);
-	if (n > 0 && CPU_COUNT_S((size_t)n, set) < cpus) {
-		s->affinity.p = (unsigned char *)set;
+	n = syscall(SYS_sched_getaffinity, th->tid, AFFINITY_MAX, set);
+	if (n > 0 && (syscall(SYS_sched_getaffinity, 0, AFFINITY_MAX, ours) != n || memcmp(set, ours, (size_t)n) != 0)) {
+		s->affinity.p = set;
 		s->affinity.n = (size_t)n;
 		return 0;
 	}
@@ -303,30 +307,6 @@ collect_sched(const struct tracee *th, struct sched *s)
 	s->period = a.period;
 	s->ioprio = syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, th->tid);
 	return collect_affinity(th, s);
-}
-
-/* Signals queued for a thread, or (shared) for the process. */
-static int
-collect_pending(const struct tracee *th, bool shared, struct bytes *out)
-{
-	struct __ptrace_peeksiginfo_args args = {0};
-	unsigned char info[32][SIGINFO_BYTES];
-	long n;
-
-	args.flags = shared ? PTRACE_PEEKSIGINFO_SHARED : 0;
-	args.nr = ARRAY_LEN(info);
-	while ((n = ptrace(PTRACE_PEEKSIGINFO, th->tid, &args, info)) > 0) {
-		size_t more = (size_t)n * SIGINFO_BYTES;
-		unsigned char *p = realloc(out->p, out->n + more);
-
-		if (p == NULL)
-			return -ENOMEM;
-		memcpy(p + out->n, info, more);
-		out->p = p;
-		out->n += more;
-		args.off += (uint64_t)n;
-	}
-	return n < 0 ? fail_errno("pid %d: pending signals", th->tid) : 0;
 }
 
 /* The registers with which the copy goes on: an interrupted call begins again. */
@@ -381,8 +361,11 @@ collect_rseq(struct tracee *th, struct thread *out)
 	struct critical_section cs;
 	uint64_t cs_at = 0;
 
-	if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION_, th->tid, (void *)sizeof(conf), &conf) < 0 ||
-	    conf.pointer == 0)
+	if (th->coop != NULL)
+		conf = (struct rseq_configuration){.pointer = th->rseq, .size = (uint32_t)th->rseq_size, .signature = (uint32_t)th->rseq_sig};
+	else if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION_, th->tid, (void *)sizeof(conf), &conf) < 0)
+		return 0;
+	if (conf.pointer == 0)
 		return 0;
 	out->rseq = conf.pointer;
 	out->rseq_size = conf.size;
@@ -391,6 +374,8 @@ collect_rseq(struct tracee *th, struct thread *out)
 	    mem_read(th->mem, cs_at, &cs, sizeof(cs)) < 0)
 		return 0;
 	if (th->regs.rip - cs.start >= cs.length)
+		return 0;
+	if (th->coop != NULL) /* the kernel has seen to that when it called the handler */
 		return 0;
 	th->regs.rip = cs.abort;
 	return tracee_set_regs(th->tid, &th->regs);
@@ -503,14 +488,4 @@ collect_outside(struct ckpt *c, struct member *who)
 	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
 		err = collect_thread(c, who, &who->target.threads[i]);
 	return err < 0 ? err : collect_seccomp(c, who);
-}
-
-int
-collect_signals(struct member *who)
-{
-	int err = collect_pending(&who->target.threads[0], true, &who->task->pending);
-
-	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
-		err = collect_pending(&who->target.threads[i], false, &who->task->threads[i].pending);
-	return err;
 }

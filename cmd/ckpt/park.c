@@ -17,11 +17,12 @@
 #include <unistd.h>
 
 #include "ckpt.h"
+#include "coop_abi.h"
 #include "fault.h"
 #include "io.h"
 #include "log.h"
+#include "parked.h"
 
-#define PARK_MARK "pms-park"
 #define ALL_SIGNALS (~0ULL)
 
 static taddr
@@ -87,6 +88,8 @@ prepare(struct member *who)
 	taddr at = free_page(&t->maps);
 	int err = 0;
 
+	if (t->coop != NULL)
+		return 0;
 	if (t->restorer == 0)
 		return fail(ENOTSUP, "pid %d: cannot be parked: its program has no way back from a "
 		    "signal that could be borrowed", t->pid);
@@ -110,9 +113,9 @@ static int
 turn_aside(struct member *who)
 {
 	struct target *t = &who->target;
-	int err = 0;
+	int err = t->coop != NULL ? coop_park(t->coop, true) : 0;
 
-	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
+	for (size_t i = 0; i < t->nthreads && err == 0 && t->coop == NULL; i++) {
 		struct tracee *th = &t->threads[i];
 		struct arch_regs regs = th->regs;
 
@@ -132,12 +135,13 @@ leave_parked(struct target *t)
 		tracee_detach(&t->threads[i]);
 	}
 	t->nthreads = 0;
+	coop_go_on(t->coop); /* it does not */
+	t->coop = NULL;
 }
 
 int
 park(struct ckpt *c, bool saved)
 {
-	pid_t pid = c->members[0]->target.pid;
 	int err = 0;
 
 	for (size_t i = 0; i < c->nmembers && err == 0; i++)
@@ -155,44 +159,24 @@ park(struct ckpt *c, bool saved)
 		tree_set_exitkill(c, false);
 	for (size_t i = c->nmembers; i-- > 0 && err == 0;)
 		leave_parked(&c->members[i]->target);
-	if (err == 0)
-		note("pid %d: parked (ckpt --resume %d lets it go on, ckpt --end %d ends it)", pid, pid, pid);
 	return err;
 }
 
 /* --- afterwards */
 
-/* Page of the parking loop that a thread is in, or 0. */
-static taddr
-park_page(int mem, taddr ip)
-{
-	char mark[8];
-
-	if (mem_read(mem, page_down(ip), mark, sizeof(mark)) < 0 ||
-	    memcmp(mark, PARK_MARK, sizeof(mark)) != 0)
-		return 0;
-	return page_down(ip);
-}
-
-/* /proc/PID/syscall of a stopped task ends in its stack pointer and its place. */
+/* It can be asked, and stands in its handler. */
 static bool
-is_parked(pid_t pid)
+is_standing(int proc)
 {
-	char path[32], *text, *ip;
-	bool parked = false;
-	int mem;
+	struct proc_maps maps;
+	bool yes = false;
 
-	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
-	if (read_file(AT_FDCWD, path, &text) < 0)
+	if (proc_read_maps(proc, false, &maps) < 0)
 		return false;
-	ip = strrchr(text, ' ');
-	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
-	mem = open(path, O_RDONLY | O_CLOEXEC);
-	if (ip != NULL && mem >= 0)
-		parked = park_page(mem, strtoull(ip, NULL, 16)) != 0;
-	close_fd(&mem);
-	free(text);
-	return parked;
+	for (size_t i = 0; i < maps.n && !yes; i++)
+		yes = coop_is_parked_mark(maps.map[i].path);
+	proc_maps_fini(&maps);
+	return yes;
 }
 
 static int
@@ -229,6 +213,8 @@ any_parked(const struct ckpt *c)
 	for (size_t i = 0; i < c->nmembers; i++) {
 		const struct target *t = &c->members[i]->target;
 
+		if (t->coop != NULL && coop_was_parked(t->coop))
+			return true;
 		for (size_t k = 0; k < t->nthreads; k++)
 			if (park_page(t->mem, t->threads[k].regs.rip) != 0)
 				return true;
@@ -243,7 +229,9 @@ unpark(struct target *t, bool *stopped)
 	taddr page = 0;
 	int err = 0;
 
-	*stopped = true;
+	*stopped = t->coop == NULL;
+	if (t->coop != NULL)
+		return coop_park(t->coop, false);
 	for (size_t i = 0; err == 0 && i < t->nthreads; i++) {
 		err = leave_park(&t->threads[i], &page);
 		*stopped &= t->threads[i].stop_signal != 0;
@@ -262,6 +250,11 @@ open_parked(struct ckpt *c, pid_t pid)
 {
 	int err = tree_open(c, pid);
 
+	/* In its handler nothing of the program runs, and stopped it cannot be asked. */
+	if (err == 0 && c->members[0]->target.status.state == 'T' && is_standing(c->members[0]->target.proc) && kill(pid, SIGCONT) == 0) {
+		proc_status_fini(&c->members[0]->target.status);
+		err = proc_read_status(c->members[0]->target.proc, &c->members[0]->target.status);
+	}
 	c->opt.eintr = true;
 	if (err == 0)
 		err = tree_freeze(c);
@@ -314,7 +307,7 @@ list_one(pid_t pid)
 
 	if (proc >= 0 && proc_read_status(proc, &st) == 0) {
 		state = st.state;
-		if ((state == 'T' || state == 't') && is_parked(pid))
+		if (((state == 'T' || state == 't') && is_parked(pid)) || ((st.sigcgt >> (COOP_SIGNAL - 1) & 1) && is_standing(proc)))
 			printf("%d\t%s\n", pid, st.name);
 		proc_status_fini(&st);
 	}

@@ -22,22 +22,6 @@ struct seccomp_metadata_ {
 	uint64_t filter_off, flags;
 };
 
-/* The filters of a whole container are on ckpt as well: not the program's own. */
-static unsigned
-own_filters(void)
-{
-	int self = proc_open(getpid());
-	struct proc_status own;
-	unsigned n = 0;
-
-	if (self >= 0 && proc_read_status(self, &own) == 0) {
-		n = own.seccomp == SECCOMP_MODE_FILTER ? own.seccomp_filters : 0;
-		proc_status_fini(&own);
-	}
-	close_fd(&self);
-	return n;
-}
-
 /* One that leaves the decision to a process which holds the other end of it. */
 static bool
 asks_somebody(const struct sock_filter *code, size_t n)
@@ -112,7 +96,7 @@ read_thread(struct ckpt *c, struct member *who, size_t i)
 static int
 is_sandboxed(const struct member *who, bool *yes)
 {
-	unsigned ours = own_filters();
+	unsigned ours = target_own_filters();
 
 	*yes = false;
 	for (size_t i = 0; i < who->target.nthreads && !*yes; i++) {

@@ -290,7 +290,7 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 	if (has_flag(m->flags, "io") || has_flag(m->flags, "pf"))
 		return refuse(c, who, m, "have the program release the device", "memory of a device");
 	if (has_flag(m->flags, "um") || has_flag(m->flags, "uw"))
-		return refuse(c, who, m, NULL, "under a userfaultfd");
+		return refuse(c, who, m, "where it was restarted lazily, wait until all of its memory is there (pagesrv wait)", "under a userfaultfd");
 	if (has_flag(m->flags, "ss"))
 		return refuse(c, who, m, "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
 		    "a shadow stack");
@@ -422,7 +422,8 @@ collect_vdso(struct ckpt *c, struct member *who)
 	if (err < 0)
 		return err;
 	for (size_t i = 0; i < who->target.nthreads; i++) {
-		taddr ip = who->target.threads[i].regs.rip;
+		const struct tracee *th = &who->target.threads[i];
+		taddr ip = th->coop != NULL ? th->inside : th->regs.rip;
 
 		mm->in_vdso |= ip >= vdso->start && ip < vdso->end;
 	}

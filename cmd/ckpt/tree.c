@@ -55,6 +55,17 @@ add_member(struct ckpt *c, struct member *parent)
 	return *place;
 }
 
+/* One that is home, or has its memory fetched, is under ptrace(2) all the time. */
+static int
+open_target(const struct ckpt *c, struct member *who, pid_t pid)
+{
+	int err = target_open(&who->target, pid);
+	enum after after = c->opt.after;
+
+	who->target.may_ask = after == AFTER_MOVE || after == AFTER_COPY || after == AFTER_KILL || after == AFTER_PARK;
+	return err;
+}
+
 static void
 drop_last(struct ckpt *c)
 {
@@ -69,7 +80,7 @@ tree_open(struct ckpt *c, pid_t pid)
 {
 	struct member *who = add_member(c, NULL);
 
-	return who == NULL ? -ENOMEM : target_open(&who->target, pid);
+	return who == NULL ? -ENOMEM : open_target(c, who, pid);
 }
 
 /* It has ended, and waits for its parent: there is nothing to stop. */
@@ -116,7 +127,7 @@ add_running(struct ckpt *c, struct member *parent, pid_t pid, int64_t deadline)
 	if (who == NULL)
 		return -ENOMEM;
 	log_hush(1);
-	err = target_open(&who->target, pid);
+	err = open_target(c, who, pid);
 	log_hush(-1);
 	if (err < 0 && is_ending(pid)) {
 		drop_last(c);

@@ -16,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -88,15 +89,14 @@ child_failed(const char *what)
 	_exit(127);
 }
 
-/* Capabilities that stay across exec without being root: to choose TIDs, and to give up the others at the end. */
-static void
-keep_capabilities(void)
+void
+build_keep_capabilities(bool tracer)
 {
-	static const int kept[] = {CAP_CHECKPOINT_RESTORE, CAP_SETPCAP};
+	static const int kept[] = {CAP_CHECKPOINT_RESTORE, CAP_SETPCAP, CAP_SYS_PTRACE};
 	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
 	struct __user_cap_data_struct d[2];
 
-	for (size_t i = 0; i < ARRAY_LEN(kept); i++) {
+	for (size_t i = 0; i < ARRAY_LEN(kept) - !tracer; i++) {
 		unsigned bit = 1u << (kept[i] % 32);
 		int word = kept[i] / 32;
 
@@ -148,6 +148,8 @@ stock_up(struct restart *r)
 	int high = (int)stock_fd(r, STOCK_END, 0) + 8;
 
 	move_up(&error_pipe, high);
+	if (r->untraced != NULL && untraced_move_fd(r->untraced, high) < 0)
+		child_failed("open files (ulimit -n)");
 	for (size_t i = 0; i < o->nfiles; i++) {
 		move_up(&r->open.mapped[i], high);
 		move_up(&r->open.programs[i], high);
@@ -173,13 +175,28 @@ child(struct restart *r, const struct task *t, int go)
 		_exit(127);
 	/* Where it is not permitted (containers) the stub is simply somewhere else. */
 	personality(ADDR_NO_RANDOMIZE);
-	keep_capabilities();
+	build_keep_capabilities(false);
 	reset_signals();
 	stock_up(r);
 	/* The rest is close-on-exec. */
 	syscall(SYS_execveat, (int)stock_fd(r, STOCK_PROGRAMS, t->exe), "", (const char *const[]){"pms", NULL},
 	    (const char *const[]){NULL}, AT_EMPTY_PATH);
 	child_failed("execute the program");
+}
+
+static void
+child_untraced(struct restart *r, size_t slot, int to)
+{
+	sigset_t all;
+
+	log_hush(1);
+	sigfillset(&all);
+	build_keep_capabilities(false);
+	reset_signals();
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	error_pipe = to;
+	stock_up(r);
+	coop_first_child(r, slot, error_pipe);
 }
 
 /* --- in the builder */
@@ -281,7 +298,7 @@ static int
 look_at_stub(struct built *b)
 {
 	struct proc_maps maps;
-	int proc, err = open_memory(b);
+	int proc, err = b->loop.untraced != NULL && b->mem >= 0 ? 0 : open_memory(b);
 
 	if (err < 0)
 		return err;
@@ -336,6 +353,42 @@ limit_stack(pid_t pid, const struct task *t)
 	prlimit(pid, RLIMIT_STACK, &limit, NULL);
 }
 
+/* It exists. */
+static void
+first_is_born(struct built *b, pid_t pid)
+{
+	b->pid = pid;
+	b->session = b->task->session_leader ? 0 : b->task->sid;
+	limit_stack(pid, b->task);
+}
+
+/* Without ptrace(2) it stays a copy of us, until its address space is made. */
+static int
+build_first_untraced(struct restart *r, struct built *b)
+{
+	int ends[2], err = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0 ? fail_errno("socketpair") : 0;
+	size_t slot = untraced_slot(r->untraced, getpid());
+	pid_t pid = err < 0 ? -1 : fork_as(r, b->task);
+
+	if (err < 0)
+		return err;
+	if (pid == 0)
+		child_untraced(r, slot, ends[1]);
+	close(ends[1]);
+	if (pid < 0) {
+		err = cannot_fork(errno, b->task->pid);
+	} else {
+		first_is_born(b, pid);
+		err = coop_first(r, b, slot, ends[0]);
+		if (err == 0)
+			err = look_at_stub(b);
+		if (err == 0)
+			err = fault(FAULT_execed);
+	}
+	close(ends[0]);
+	return err;
+}
+
 static int
 build_first(struct restart *r, struct built *b)
 {
@@ -346,6 +399,8 @@ build_first(struct restart *r, struct built *b)
 	err = check_numbers(r);
 	if (err < 0)
 		return err;
+	if (r->untraced != NULL)
+		return build_first_untraced(r, b);
 	if (pipe2(go, O_CLOEXEC) < 0 || pipe2(errors, O_CLOEXEC) < 0)
 		return fail_errno("pipe");
 	pid = fork_as(r, b->task);
@@ -360,9 +415,7 @@ build_first(struct restart *r, struct built *b)
 	if (pid < 0) {
 		err = cannot_fork(errno, b->task->pid);
 	} else {
-		b->pid = pid;
-		b->session = b->task->session_leader ? 0 : b->task->sid;
-		limit_stack(pid, b->task);
+		first_is_born(b, pid);
 		err = seize(b);
 		if (err == 0 && write(go[1], "g", 1) != 1)
 			err = fail_errno("pipe");
@@ -398,10 +451,39 @@ build_wait_born(struct built *b, pid_t tid)
 	if (t == NULL)
 		return -ENOMEM;
 	*t = (struct tracee){.pid = b->pid, .tid = tid, .mem = b->mem, .seized = true};
+	if (b->loop.untraced != NULL) {
+		t->seized = false;
+		t->slot = b->born;
+		return untraced_await(b->loop.untraced, t->slot, tid);
+	}
 	err = tracee_wait(tid, now_ms() + EXEC_TIMEOUT_MS, &status);
 	if (err < 0 || !WIFSTOPPED(status))
 		return fail(EIO, "pid %d: thread %d does not begin", b->pid, tid);
 	return tracee_get_regs(tid, &t->regs);
+}
+
+/* By a script; the new one finds its slot there. */
+static int
+clone3_untraced(struct built *creator, struct clone_args *args, int64_t tid, int64_t *result)
+{
+	struct untraced *u = creator->loop.untraced;
+	struct script s = {0};
+	pid_t number = (pid_t)tid;
+	uint64_t at;
+	int err;
+
+	creator->born = untraced_slot(u, args->flags & (CLONE_THREAD | CLONE_PARENT) ? untraced_parent(u, creator->threads[0].slot) : creator->pid);
+	/* The number stands in front of what leads to it. */
+	args->set_tid = loop_data(&creator->loop) + script_data(&s, &number, sizeof(number));
+	args->set_tid_size = 1;
+	at = script_data(&s, args, sizeof(*args));
+	script_add(&s, "thread", SYS_clone3, at, sizeof(*args), 0, 0, 0, untraced_slot_at(u, creator->born));
+	script_data_arg(&s, 0);
+	script_may_fail(&s);
+	err = loop_run(&creator->loop, &creator->threads[0], &s);
+	*result = err < 0 ? err : s.calls[0].result;
+	script_fini(&s);
+	return err;
 }
 
 int
@@ -416,6 +498,8 @@ build_clone3(struct built *creator, struct clone_args *args, int64_t tid, int64_
 	struct arch_call clone3 = {SYS_clone3, {at, sizeof(data.args)}};
 	int err;
 
+	if (creator->loop.untraced != NULL)
+		return clone3_untraced(creator, args, tid, result);
 	data.args.set_tid = at + offsetof(__typeof__(data), tid);
 	data.args.set_tid_size = 1;
 	err = mem_write(creator->mem, at, &data, sizeof(data));
@@ -437,8 +521,9 @@ build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags,
 		return cannot_fork((int)-result, pid);
 	b->pid = (pid_t)result;
 	b->mem = -1;
-	err = build_wait_born(b, b->pid);
 	b->loop = creator->loop;
+	b->born = creator->born;
+	err = build_wait_born(b, b->pid);
 	b->syscall_ip = creator->syscall_ip;
 	b->vdso_at = creator->vdso_at;
 	b->vdso_len = creator->vdso_len;
@@ -478,6 +563,8 @@ build(struct restart *r, struct built *b)
 {
 	if (b == r->built)
 		return build_first(r, b);
+	if (r->untraced != NULL)
+		return look_at_stub(b);
 	return b->task->forked ? 0 : execute(r, b);
 }
 
@@ -489,7 +576,8 @@ end_one(struct built *b)
 	if (b->pid <= 0 || b->ended)
 		return;
 	kill(b->pid, SIGKILL);
-	tracee_reap(b->threads, b->nthreads);
+	if (b->loop.untraced == NULL)
+		tracee_reap(b->threads, b->nthreads);
 	/* A child of ours, or of one that has ended before and was reaped by whoever took it over. */
 	while (waitpid(b->pid, &status, __WALL) < 0 && errno == EINTR)
 		;

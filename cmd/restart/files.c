@@ -304,7 +304,8 @@ open_ofds(struct restart *r)
 	const struct objects *o = &r->model.objects;
 	struct kind_load l = {.objects = o, .contents = r->open.contents, .maps = r->opt.maps,
 	    .nmaps = r->opt.nmaps, .inherits = r->opt.inherits, .ninherits = r->opt.ninherits,
-	    .stdin_taken = r->source.is_stdin, .stdout_taken = r->source.is_channel,
+	    .stdio = {r->opt.stdio[0] == 0 && r->source.is_stdin ? -1 : r->opt.stdio[0],
+		r->opt.stdio[1] == 1 && r->source.is_channel ? -1 : r->opt.stdio[1], r->opt.stdio[2]},
 	    .check = r->opt.check, .created = remember_created, .set_aside = remember_aside, .ctx = r,
 	    .fds = r->open.ofds, .moved = load_is_move(r), .tcp_reset = r->opt.tcp_reset,
 	    .image_id = r->model.header.id, .netlock = &r->netlock};
@@ -452,7 +453,7 @@ files_open(struct restart *r)
 {
 	const struct objects *o = &r->model.objects;
 	unsigned char *uses = file_uses(r);
-	int err = uses == NULL ? -ENOMEM : check_directories(r);
+	int err = uses == NULL ? -ENOMEM : is_away(r) ? 0 : check_directories(r);
 
 	assume_ids(r, true);
 	for (size_t i = 0; i < o->nfiles && err == 0; i++)

@@ -82,6 +82,25 @@ put(struct built *b, struct place_of *p, const unsigned char *data, size_t len)
 	return 0;
 }
 
+int
+fill_piece(const struct restart *r, struct built *b, const struct page_run *runs, size_t n, const unsigned char *content, taddr start, taddr end)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < n && err == 0; content += runs[i++].npages * PAGE_BYTES) {
+		taddr from = max_u64(start, runs[i].addr), to = min_u64(end, runs[i].addr + runs[i].npages * PAGE_BYTES);
+		struct page_run part = {from, from < to ? (to - from) / PAGE_BYTES : 0};
+		struct place_of p = {&part, 0};
+
+		if (part.npages == 0)
+			continue;
+		err = check_runs(r, b->task, &part, 1);
+		if (err == 0)
+			err = put(b, &p, content + (from - runs[i].addr), part.npages * PAGE_BYTES);
+	}
+	return err;
+}
+
 static int
 fill_chunk(struct restart *r, const struct task *t, struct built *b)
 {
@@ -130,6 +149,11 @@ fill(struct restart *r, struct built *b)
 	size_t n = r->model.header.ntasks;
 	bool last = b == NULL || b == &r->built[n - 1];
 	int err = 0;
+
+	if (lazy_from_file(r) && b != NULL) {
+		err = b->task->zombie ? 0 : lazy_fill(r, b);
+		return err == 0 && last ? fault(FAULT_filled) : err;
+	}
 
 	for (size_t i = 0; b == NULL && i < n && err == 0; i++)
 		err = fill_task(r, &r->model.tasks[i], NULL);

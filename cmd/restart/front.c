@@ -19,6 +19,7 @@
 
 #include "io.h"
 #include "log.h"
+#include "outside.h"
 
 /* Signals that are meant for the program. */
 static const int passed_on[] = {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM,
@@ -169,6 +170,13 @@ stop_self(int pidfd, int arg)
 	stop_together(pidfd);
 }
 
+void
+front_leave_channel(const struct restart *r)
+{
+	if (r->source.is_channel)
+		io_leave_stdio(false);
+}
+
 int
 front_wait(pid_t pid)
 {
@@ -210,28 +218,6 @@ front_announce(const struct restart *r, pid_t pid)
 	return sendmsg(r->report_fd, &m, MSG_NOSIGNAL) == sizeof(text) ? 0 : fail_errno("report");
 }
 
-static int
-send_report(int report, char what, int status, int pidfd)
-{
-	char control[CMSG_SPACE(sizeof(int))] = {0};
-	unsigned char text[2] = {(unsigned char)what, (unsigned char)status};
-	struct iovec iov = {text, sizeof(text)};
-	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (pidfd >= 0) {
-		struct cmsghdr *c;
-
-		m.msg_control = control;
-		m.msg_controllen = sizeof(control);
-		c = CMSG_FIRSTHDR(&m);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &pidfd, sizeof(int));
-	}
-	return sendmsg(report, &m, MSG_NOSIGNAL) == sizeof(text) ? 0 : -errno;
-}
-
 /* 1 and what, then the status (and *pidfd, *pid), 0 at the end. */
 static int
 get_report(int report, unsigned char what[2], int *pidfd, pid_t *pid)
@@ -262,7 +248,7 @@ static void
 report_stop(int pidfd, int report)
 {
 	(void)pidfd;
-	send_report(report, 'S', 0, -1);
+	outside_tell(report, 'S', 0, -1);
 }
 
 /* Every open file but these two. */
@@ -287,7 +273,7 @@ front_init(struct restart *r, pid_t pid)
 	pid_t other;
 
 	prctl(PR_SET_PDEATHSIG, 0);
-	send_report(r->report_fd, 'R', 0, pidfd);
+	outside_tell(r->report_fd, 'R', 0, pidfd);
 	/* Whoever reads what we were given must not wait for us. */
 	if (r->opt.detach) {
 		r->report_fd = -1;
@@ -300,7 +286,7 @@ front_init(struct restart *r, pid_t pid)
 	while (other > 0);
 	if (other < 0)
 		return status;
-	send_report(r->report_fd, 'E', status, -1);
+	outside_tell(r->report_fd, 'E', status, -1);
 	leave_files(&sigfd, &pidfd);
 	while (waitpid(-1, NULL, __WALL) > 0 || errno == EINTR)
 		;
@@ -316,8 +302,10 @@ has_begun(struct restart *r, int pidfd, pid_t pid)
 		if (!r->source.is_channel)
 			printf("%d\n", pid);
 		fflush(stdout);
+		lazy_linger(r);
 		_exit(0);
 	}
+	front_leave_channel(r);
 	lend_terminal(getpgid(pid));
 	if (terminal.fd >= 0)
 		pidfd_kill(pidfd, SIGWINCH);

@@ -135,7 +135,7 @@ load_open(struct restart *r)
 bool
 load_is_move(const struct restart *r)
 {
-	return r->source.is_channel || image_wants_end(r->reader);
+	return r->source.is_channel || lazy_is_elsewhere(r) || image_wants_end(r->reader);
 }
 
 /* --- members */

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -23,18 +22,23 @@
 #include "record.h"
 
 static const char usage[] =
-    "usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--map OLD=NEW]\n"
-    "               [--chdir DIR] [--check] [--hold SECONDS] [-qv] [FILE | -]\n";
+    "usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--stdio IN,OUT,ERR]\n"
+    "               [--map OLD=NEW] [--chdir DIR] [--check] [--hold SECONDS]\n"
+    "               [--lazy] [--demand-only] [--pages ADDRESS]\n"
+    "               [--home ADDRESS] [--key KEY] [--retry SECONDS]\n"
+    "               [-qv] [FILE | -]\n";
 
 enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
-	OPT_WITHOUT_END, OPT_TCP };
+	OPT_WITHOUT_END, OPT_TCP, OPT_HOME, OPT_KEY, OPT_LAZY, OPT_DEMAND, OPT_PAGES, OPT_RETRY, OPT_STDIO };
 
 static const struct option long_options[] = {
     {"detach", no_argument, NULL, 'd'}, {"pid", required_argument, NULL, OPT_PID},
-    {"inherit", required_argument, NULL, OPT_INHERIT}, {"map", required_argument, NULL, OPT_MAP},
+    {"inherit", required_argument, NULL, OPT_INHERIT}, {"stdio", required_argument, NULL, OPT_STDIO}, {"map", required_argument, NULL, OPT_MAP},
     {"chdir", required_argument, NULL, OPT_CHDIR}, {"check", no_argument, NULL, OPT_CHECK},
     {"hold", required_argument, NULL, OPT_HOLD}, {"status-fd", required_argument, NULL, OPT_STATUS},
     {"cpu", required_argument, NULL, OPT_CPU}, {"tcp", required_argument, NULL, OPT_TCP},
+    {"home", required_argument, NULL, OPT_HOME}, {"key", required_argument, NULL, OPT_KEY},
+    {"lazy", no_argument, NULL, OPT_LAZY}, {"demand-only", no_argument, NULL, OPT_DEMAND}, {"pages", required_argument, NULL, OPT_PAGES}, {"retry", required_argument, NULL, OPT_RETRY},
     {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
 };
 
@@ -51,6 +55,18 @@ add_inherit(struct restart_options *o, char *text)
 	in->fd = options_number(eq + 1, 0, INT_MAX, "--inherit");
 	if (fcntl(in->fd, F_GETFD) < 0)
 		options_misused("--inherit: that FD is not open");
+}
+
+static void
+set_stdio(struct restart_options *o, const char *text)
+{
+	int used = 0;
+
+	if (sscanf(text, "%d,%d,%d%n", &o->stdio[0], &o->stdio[1], &o->stdio[2], &used) != 3 || text[used] != '\0')
+		options_misused("--stdio is IN,OUT,ERR: three open files, such as 5,6,6");
+	for (size_t i = 0; i < 3; i++)
+		if (fcntl(o->stdio[i], F_GETFD) < 0)
+			options_misused("--stdio: one of them is not open");
 }
 
 static void
@@ -91,6 +107,9 @@ get_long_option(struct restart_options *o, int opt)
 	case OPT_INHERIT:
 		add_inherit(o, optarg);
 		break;
+	case OPT_STDIO:
+		set_stdio(o, optarg);
+		break;
 	case OPT_MAP:
 		add_map(o, optarg);
 		break;
@@ -115,6 +134,24 @@ get_long_option(struct restart_options *o, int opt)
 		if (strcmp(optarg, "close") != 0)
 			options_misused("--tcp is close");
 		o->tcp_reset = true;
+		break;
+	case OPT_HOME:
+		o->home = optarg;
+		break;
+	case OPT_KEY:
+		o->key = optarg;
+		break;
+	case OPT_LAZY:
+		o->lazy = true;
+		break;
+	case OPT_DEMAND:
+		o->demand_only = true;
+		break;
+	case OPT_PAGES:
+		o->pages = optarg;
+		break;
+	case OPT_RETRY:
+		o->retry_s = options_number(optarg, 0, INT_MAX / 1000, "--retry");
 		break;
 	case OPT_WITHOUT_END:
 		o->without_end = true;
@@ -206,18 +243,6 @@ exit_status(int err)
 	}
 }
 
-static void
-prepare(void)
-{
-	struct rlimit limit;
-
-	/* Mapped and open files are all open here at once; the program gets its own limit back. */
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-		limit.rlim_cur = limit.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
-}
-
 static int
 run_check(struct restart *r)
 {
@@ -243,12 +268,16 @@ make_processes(struct restart *r)
 			continue;
 		}
 		err = build(r, b);
-		if (err == 0 && i == 0)
+		if (err == 0 && i == 0 && !lazy_from_file(r))
 			err = image_reader_threads(r->reader);
 		if (err == 0)
 			err = space_make(r, b);
 		if (err == 0)
+			err = lazy_prepare(r, b);
+		if (err == 0)
 			err = fill(r, b);
+		if (err == 0)
+			err = coop_note_down(r, b);
 		if (err == 0)
 			err = tree_children(r, b);
 	}
@@ -263,11 +292,13 @@ make(struct restart *r)
 	int err = files_open(r);
 
 	for (size_t i = 0; i < n; i++) {
-		r->built[i] = (struct built){.task = &r->model.tasks[i], .mem = -1};
+		r->built[i] = (struct built){.task = &r->model.tasks[i], .mem = -1, .listener = -1, .uffd = -1};
 		for (size_t k = 0; k < i; k++)
 			if (r->model.tasks[k].pid == r->model.tasks[i].ppid)
 				r->built[i].parent = &r->built[k];
 	}
+	if (err == 0)
+		err = coop_choose(r);
 	if (err == 0)
 		err = tree_find_births(r);
 	if (err == 0)
@@ -297,11 +328,13 @@ let_run(struct restart *r)
 		err = release(r);
 	if (err < 0)
 		return err;
+	debug(LOG_VERBOSE, "pid %d runs", r->built[0].pid);
 	files_keep(r);
 	files_close(r);
 	if (r->report_fd < 0)
 		restart_status(r, "running %d", r->built[0].pid);
-	if (r->source.is_channel) {
+	lazy_runs(r);
+	if (r->source.is_channel && r->lazy == NULL) {
 		buf_put_u64(&pid, (uint64_t)r->built[0].pid);
 		channel_send(&r->source.channel, MSG_RUNNING, pid.data, pid.len);
 		buf_fini(&pid);
@@ -317,23 +350,26 @@ run_restart(struct restart *r)
 
 	if (err == 0)
 		err = make(r);
-	if (err == 0) {
-		err = await_end(r);
+	if (err == 0 && is_away(r)) {
+		err = away_go(r);
+	} else if (err == 0) {
+		err = r->lazy != NULL ? lazy_take(r) : await_end(r);
 		err = err > 0 ? let_run(r) : err == 0 ? save(r) : err;
 		/* END was there, so there is no original: what cannot run here must not be lost. */
-		if (err < 0 && r->ended && !r->source.is_channel && r->source.total == 0)
+		if (err < 0 && r->ended && r->lazy == NULL && !r->source.is_channel && r->source.total == 0)
 			save(r);
 	}
 	netlock_end(r->netlock, NETLOCK_LEAVE); /* it has not come to run */
 	if (err < 0) {
 		build_undo(r);
 		files_undo(r);
-		if (r->source.is_channel)
+		if (!lazy_failed(r) && r->source.is_channel)
 			channel_fail(&r->source.channel, log_last());
 		return exit_status(err);
 	}
 	image_reader_free(r->reader);
 	r->reader = NULL;
+	front_leave_channel(r);
 	if (r->report_fd >= 0)
 		return front_init(r, r->built[0].pid);
 	if (!r->opt.detach)
@@ -341,20 +377,22 @@ run_restart(struct restart *r)
 	if (!r->source.is_channel)
 		printf("%d\n", r->built[0].pid);
 	status = fflush(stdout) == 0 ? 0 : EX_IOERR;
+	lazy_linger(r);
 	return status;
 }
 
 int
 main(int argc, char **argv)
 {
-	struct restart r = {.opt = {.hold_ms = -1, .status_fd = -1}, .source = {.fd = -1},
+	struct restart r = {.opt = {.stdio = {0, 1, 2}, .hold_ms = -1, .status_fd = -1, .retry_s = 60}, .source = {.fd = -1},
 	    .report_fd = -1};
 	int err;
 
 	io_keep_stdio();
 	options_begin("restart", usage);
 	get_options(argc, argv, &r.opt);
-	prepare();
+	/* Mapped and open files are all open here at once; the program gets its own limit back. */
+	io_raise_limit();
 	err = load_open(&r);
 	if (err == 0 && r.source.total == 0)
 		image_keep(r.reader);
@@ -364,6 +402,8 @@ main(int argc, char **argv)
 		err = load_host_check(&r);
 	if (err == 0 && r.opt.check)
 		err = run_check(&r);
+	else if (err == 0)
+		err = lazy_begin(&r);
 	if (err < 0 && r.source.is_channel)
 		channel_fail(&r.source.channel, log_last());
 	if (err < 0 || r.opt.check)

@@ -105,6 +105,34 @@ place_taken(const struct restart *r)
 	return false;
 }
 
+enum { SOON = 1000 };
+
+/*
+ * Numbers are given out in order: one that comes soon is free now, and taken when the image has come. /proc/loadavg ends with the number given out last:
+ * `0.20 0.18 0.12 1/80 11206`
+ */
+static bool
+taken_soon(const struct restart *r)
+{
+	char *text, *last;
+	int64_t given = INT64_MAX;
+	bool soon = false;
+
+	if (read_file(AT_FDCWD, "/proc/loadavg", &text) < 0)
+		return false;
+	last = strrchr(text, ' ');
+	if (last != NULL)
+		given = strtoll(last, NULL, 10);
+	free(text);
+	for (size_t k = 0; k < r->model.header.ntasks; k++)
+		for (size_t i = 0; i < max_u64(r->model.tasks[k].nthreads, 1); i++) {
+			int64_t id = i == 0 ? r->model.tasks[k].pid : r->model.tasks[k].threads[i].tid;
+
+			soon |= id > given && id - given <= SOON;
+		}
+	return soon;
+}
+
 /* --- clocks */
 
 static int64_t
@@ -313,6 +341,7 @@ enter_namespaces(struct restart *r)
 		close(sv[1]);
 		/* The image is the other one's; a pipe must break when that one dies. */
 		close_fd(&r->source.fd);
+		lazy_leave(r);
 		exit(front_outside(r, init, sv[0]));
 	}
 	close(sv[0]);
@@ -329,6 +358,11 @@ place(struct restart *r)
 
 	r->mode = r->opt.pid_mode;
 	r->report_fd = -1;
+	/* What it starts gets its numbers at home, so here they must be free. */
+	if (is_away(r) && r->mode != PID_AUTO && r->mode != PID_NS)
+		return fail(EINVAL, "--pid: its files are at home, and so are its numbers: only ns");
+	if (is_away(r))
+		r->mode = PID_NS;
 	if (r->mode == PID_NEW) {
 		if (t->nthreads > 1 || r->model.header.ntasks > 1)
 			return fail(EPERM, "--pid=new: the program has %zu %s, which know each other by their numbers",
@@ -341,7 +375,7 @@ place(struct restart *r)
 	if (r->mode == PID_SAME && place_taken(r))
 		return fail(EBUSY, "--pid=same: PID %" PRId64 " (or that of a thread) is taken here", t->pid);
 	if (r->mode == PID_AUTO)
-		r->mode = can && !place_taken(r) ? PID_SAME : PID_NS;
+		r->mode = can && !place_taken(r) && !(taken_soon(r) && have_cap(CAP_SYS_ADMIN)) ? PID_SAME : PID_NS;
 	if (r->mode == PID_NS)
 		return enter_namespaces(r);
 	return enter_ipc(r) < 0 ? -EPERM : enter_time(r);

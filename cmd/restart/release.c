@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -19,8 +18,8 @@
 
 #include "attr.h"
 #include "fault.h"
+#include "file_locks.h"
 #include "io.h"
-#include "kernel_abi.h"
 #include "log.h"
 #include "restart.h"
 
@@ -61,28 +60,6 @@ await_end(struct restart *r)
 
 enum { LOCK_TRIES_MS = 2000 };
 
-static void
-add_locks(struct script *s, const struct task *t)
-{
-	for (size_t i = 0; i < t->nlocks; i++) {
-		const struct file_lock *l = &t->locks[i];
-		struct kernel_flock fl = {.type = l->write ? F_WRLCK : F_RDLCK, .whence = SEEK_SET,
-		    .start = l->start, .len = l->end < 0 ? 0 : l->end - l->start + 1};
-
-		if (l->kind == LOCK_LEASE) {
-			script_add(s, "lease", SYS_fcntl, (uint64_t)l->fd, F_SETLEASE, l->write ? F_WRLCK : F_RDLCK);
-		} else if (l->kind == LOCK_FLOCK) {
-			script_add(s, "lock", SYS_flock, (uint64_t)l->fd,
-			    (uint64_t)((l->write ? LOCK_EX : LOCK_SH) | LOCK_NB));
-		} else {
-			script_add(s, "lock", SYS_fcntl, (uint64_t)l->fd,
-			    l->kind == LOCK_POSIX ? F_SETLK : F_OFD_SETLK, script_data(s, &fl, sizeof(fl)));
-			script_data_arg(s, 2);
-		}
-		script_may_fail(s);
-	}
-}
-
 /*
  * The original, which held them, may take a moment to be dead. Where somebody else was
  * faster: a moved process goes on without (it cannot go back); a copy does not begin.
@@ -99,7 +76,8 @@ take_locks(struct built *b, bool moved)
 		sigset_t none;
 		struct timespec wait = {0, 1000000};
 
-		add_locks(&s, b->task);
+		for (size_t i = 0; i < b->task->nlocks; i++)
+			file_lock_add(&s, &b->task->locks[i], true);
 		err = loop_run(&b->loop, &b->threads[0], &s);
 		missing = false;
 		for (size_t i = 0; err == 0 && i < s.ncalls; i++)
@@ -261,6 +239,19 @@ set_limits(const struct built *b)
 
 /* --- the last steps */
 
+/* A signal that is pending is taken away. */
+static void
+add_drain(struct script *s)
+{
+	static const struct timespec now;
+	uint64_t all = ~0ULL, set = script_data(s, &all, sizeof(all)), at = script_data(s, &now, sizeof(now));
+
+	script_add(s, "signals", SYS_rt_sigtimedwait, set, 0, at, 8);
+	script_data_arg(s, 0);
+	script_data_arg(s, 2);
+	script_may_fail(s);
+}
+
 static int
 last_scripts(struct restart *r, struct built *b)
 {
@@ -271,6 +262,9 @@ last_scripts(struct restart *r, struct built *b)
 	for (size_t i = 0; i < b->nthreads && err == 0; i++) {
 		struct script s = {0};
 
+		/* What came meanwhile is of what it took to make it: children that were made as ones that have ended. */
+		for (int k = 0; k < 8 && r->untraced != NULL; k++)
+			add_drain(&s);
 		if (i == 0) {
 			if (attr_set(&s, t->prctls, t->nprctls) < 0)
 				err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
@@ -335,11 +329,13 @@ complete(struct restart *r, struct built *b)
 		err = seccomp_install(r, b);
 	if (err == 0)
 		err = last_scripts(r, b);
-	return err < 0 ? err : set_final(b);
+	if (err == 0 && is_away(r))
+		err = away_filter_install(b);
+	return err < 0 ? err : r->untraced != NULL ? coop_set_final(r, b) : set_final(b);
 }
 
 int
-release(struct restart *r)
+release_arm(struct restart *r)
 {
 	size_t n = r->model.header.ntasks;
 	int err = files_late(r);
@@ -359,6 +355,23 @@ release(struct restart *r)
 		set_limits(&r->built[i]);
 		if (t->stop_signal != 0)
 			kill(r->built[i].pid, stop_signal(t));
+	}
+	return 0;
+}
+
+int
+release(struct restart *r)
+{
+	size_t n = r->model.header.ntasks;
+	int err = release_arm(r);
+
+	if (err < 0)
+		return err;
+	lazy_lets_run(r);
+	if (r->untraced != NULL) {
+		untraced_go(r->untraced);
+		fault(FAULT_released); /* nothing can fail any more */
+		return 0;
 	}
 	/* From here on the end of restart is not the end of the program. */
 	for (size_t i = 0; i < n; i++)

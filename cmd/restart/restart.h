@@ -6,14 +6,17 @@
  *   ipc.c      objects of System V
  *   place.c    which PIDs: these, those of new namespaces, or new ones
  *   build.c    processes: the first by fork, the others by their parents; each executes its program
+ *   coop.c     without ptrace(2), and what those are told that were asked for themselves
  *   tree.c     whose child, which session, which process group; those that have ended
  *   space.c    an address space becomes that of the image
  *   uring.c    memory of io_uring
  *   fill.c     the pages
+ *   lazy.c     pages that come when they are touched
  *   aio.c      rings of asynchronous I/O
  *   settle.c   threads, handlers, timers, credentials
  *   seccomp.c  sandboxes
  *   release.c  it runs
+ *   away.c     its files are at home: what becomes of it then
  *   save.c     where END did not come: the parked process becomes an image again
  *   front.c    afterwards: signals, terminal, exit status
  */
@@ -36,9 +39,14 @@ struct restart_options {
 	enum pid_mode pid_mode;
 	struct inherit *inherits;
 	size_t ninherits;
+	int stdio[3]; /* what the program gets for ours */
 	struct path_map *maps;
 	size_t nmaps;
 	const char *chdir;
+	const char *home, *key; /* where home is, if not where the image says; --key */
+	bool lazy, demand_only; /* --lazy, --demand-only */
+	const char *pages; /* where the pages are, if not where the image says */
+	int retry_s;
 	int64_t hold_ms; /* how long to wait for END, -1: for ever */
 	int status_fd;
 	bool cpu_force, without_end, tcp_reset;
@@ -68,10 +76,12 @@ struct opened {
 /* A process that is being built. */
 struct built {
 	const struct task *task; /* NULL: a helper that no image has */
+	int listener;    /* of the filter that hands its calls to home; -1: none */
 	struct built *parent;
 	pid_t pid;       /* as we see it; 0 until it exists */
 	struct tracee *threads;
 	size_t nthreads;
+	size_t born;     /* untraced: the slot of the one that it has made last */
 	int mem;
 	struct loop loop;
 	taddr syscall_ip; /* a `syscall` instruction that stays */
@@ -79,6 +89,7 @@ struct built {
 	uint64_t vdso_len;
 	int64_t session;  /* in the numbers of the image */
 	int64_t birth;    /* that which it must be born in; 0: any */
+	int uffd;         /* of memory that comes later, or -1 */
 	bool ended;
 };
 
@@ -102,6 +113,8 @@ struct restart {
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	struct lazy_restart *lazy; /* of memory that comes later, or NULL */
+	struct untraced *untraced; /* they are built without ptrace(2), or NULL */
 	struct netlock *netlock; /* of connections to others, or NULL */
 	uint64_t no_huge;    /* sizes of huge pages that are not to be had here, or'ed */
 	uint64_t text_bytes; /* of all JSON so far */
@@ -151,8 +164,21 @@ bool place_taken(const struct restart *r);
 	(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACEEXEC | PTRACE_O_TRACECLONE |    \
 	    PTRACE_O_TRACEFORK)
 
+/* May we trace what we build? Where not: can it be done otherwise? Returns 0, or a negative errno, logged. */
+int coop_choose(struct restart *r);
+/* The first process, in the child: it becomes one that executes scripts, having sent its memory to `to`. Does not return. */
+void coop_first_child(struct restart *r, size_t slot, int to) __attribute__((noreturn));
+/* The same from outside: it is there, and b has its memory. */
+int coop_first(struct restart *r, struct built *b, size_t slot, int from);
+/* Processes that were asked for themselves are told what they need to know of us. */
+int coop_note_down(const struct restart *r, const struct built *b);
+/* As which the threads of b go on; then, all of them do. */
+int coop_set_final(struct restart *r, struct built *b);
+
 /* The process of a task: stopped, executing its program, or a copy of its parent. */
 int build(struct restart *r, struct built *b);
+/* Capabilities of ours that stay across exec without being root: to choose PIDs, to give up the others at the end, and (tracer) to look at what we trace. */
+void build_keep_capabilities(bool tracer);
 /* Nothing of them has run: end them all. */
 void build_undo(struct restart *r);
 /*
@@ -190,11 +216,35 @@ void space_choose_pages(struct restart *r);
 uint64_t space_huge_flags(const struct restart *r, uint64_t huge, uint64_t flag);
 /* Memory of rings, when all other mappings are there. */
 int uring_map(struct restart *r, struct built *b);
+/* A free place of this many bytes in all address spaces, and in that of process pid as it is. Returns 0, or a negative errno, logged. */
+int space_gap(const struct restart *r, pid_t pid, uint64_t size, taddr *at);
 int space_make(struct restart *r, struct built *b);
 int space_finish(struct restart *r, struct built *b);
 
 /* The pages of this process; with NULL (restart --check) all pages, which are only checked. */
 int fill(struct restart *r, struct built *b);
+
+/* Pages of runs whose content is one behind the other: those in [start, end) go to their places. */
+int fill_piece(const struct restart *r, struct built *b, const struct page_run *runs, size_t n, const unsigned char *content, taddr start, taddr end);
+
+/* Is there memory that comes later? Then whoever fetches it is started, before anything is built. */
+int lazy_begin(struct restart *r);
+/* Its pages are not in the image; they are, and what is needed at once is read from here and there. */
+bool lazy_is_elsewhere(const struct restart *r);
+bool lazy_from_file(const struct restart *r);
+/* A process has its mappings, and all rights of ours; it needs some pages at once. */
+int lazy_prepare(struct restart *r, struct built *b);
+int lazy_fill(struct restart *r, struct built *b);
+/* All are built: may they run? Returns 1, or a negative errno, logged. Then: they are let go from here on, and the end of restart is not theirs; they run. */
+int lazy_take(struct restart *r);
+void lazy_lets_run(const struct restart *r);
+void lazy_runs(struct restart *r);
+/* It has failed. Returns true where the other side hears of it by the one who fetches. */
+bool lazy_failed(const struct restart *r);
+/* In a process that does not build. */
+void lazy_leave(struct restart *r);
+/* Before we end while it runs: a remote shell would take the connection away that its pages come by. */
+void lazy_linger(const struct restart *r);
 
 /* The first task that has an ofd, or NULL. */
 const struct task *first_with(const struct restart *r, int64_t ofd);
@@ -207,6 +257,15 @@ int aio_make(struct restart *r, struct built *b);
 int seccomp_prepare(struct built *b);
 int seccomp_install(struct restart *r, struct built *b);
 int release(struct restart *r);
+/* All of it up to the moment when they are let go. */
+int release_arm(struct restart *r);
+
+/* Its files are at home. */
+bool is_away(const struct restart *r);
+/* In a process that is complete: its calls go there from now on. Returns 0, or a negative errno, logged. */
+int away_filter_install(struct built *b);
+/* We become the one who looks after them. Returns only where that fails: a negative errno, logged. */
+int away_go(struct restart *r);
 
 /* 1 on END or GO, 0 where the stream ended without, or a negative errno. */
 int await_end(struct restart *r);

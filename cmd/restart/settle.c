@@ -151,6 +151,13 @@ add_ids(struct script *s, const struct creds *c, uint64_t prm)
 	script_add(s, "dumpable", SYS_prctl, PR_SET_DUMPABLE, 1);
 }
 
+/* One that is untraced has had them blocked from its beginning. */
+static int
+block_signals(const struct restart *r, const struct tracee *t)
+{
+	return r->untraced != NULL ? 0 : tracee_set_sigmask(t->tid, ALL_SIGNALS);
+}
+
 static int
 settle_thread(struct restart *r, struct built *b, size_t i, bool ids, uint64_t prm)
 {
@@ -158,7 +165,7 @@ settle_thread(struct restart *r, struct built *b, size_t i, bool ids, uint64_t p
 	struct tracee *t = &b->threads[i];
 	struct arch_regs final = th->regs;
 	struct script s = {0};
-	int err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
+	int err = block_signals(r, t);
 
 	if (ids)
 		add_ids(&s, &b->task->creds, prm);
@@ -168,6 +175,10 @@ settle_thread(struct restart *r, struct built *b, size_t i, bool ids, uint64_t p
 	if (err == 0)
 		err = loop_run(&b->loop, t, &s);
 	script_fini(&s);
+	if (r->untraced != NULL) { /* it takes its registers by itself, with all else from the frame that it returns through */
+		set_sched(t, th);
+		return err;
+	}
 	if (err == 0)
 		err = set_xstate(t, th);
 	/* Once on trial: what the kernel does not accept must show before it is too late. */
@@ -380,7 +391,7 @@ table_owner(const struct restart *r, const struct task *t)
 static int
 add_directory(struct script *s, const struct restart *r, const struct task *t)
 {
-	char *cwd = files_directory(r, t);
+	char *cwd = is_away(r) ? strdup("/") : files_directory(r, t);
 
 	if (cwd == NULL)
 		return -ENOMEM;
@@ -428,7 +439,7 @@ settle(struct restart *r, struct built *b)
 	const struct task *t = b->task;
 	bool ids = !r->own_userns && geteuid() == 0;
 	uint64_t prm = ids ? permitted(b) : 0;
-	int err = tracee_set_sigmask(b->threads[0].tid, ALL_SIGNALS);
+	int err = block_signals(r, &b->threads[0]);
 
 	if (err == 0)
 		err = space_finish(r, b);

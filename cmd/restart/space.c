@@ -93,6 +93,20 @@ find_gap(const struct restart *r, const struct proc_maps *stub, uint64_t size)
 	return page_up(at);
 }
 
+int
+space_gap(const struct restart *r, pid_t pid, uint64_t size, taddr *at)
+{
+	struct proc_maps stub = {0};
+	int proc = proc_open(pid), err = proc < 0 ? proc : proc_read_maps(proc, false, &stub);
+
+	close_fd(&proc);
+	if (err < 0)
+		return fail(-err, "pid %d: maps: %s", pid, strerror(-err));
+	*at = find_gap(r, &stub, size + VDSO_ROOM);
+	proc_maps_fini(&stub);
+	return 0;
+}
+
 /* --- clearing what exec made */
 
 static bool
@@ -129,12 +143,14 @@ lowest_of_kernel(const struct proc_maps *stub)
 }
 
 static void
-clear_stub(struct script *s, const struct proc_maps *stub)
+clear_stub(struct script *s, const struct proc_maps *stub, const struct loop *loop)
 {
+	uint64_t bytes = loop->untraced != NULL ? untraced_bytes(loop->untraced) : 0;
+
 	for (size_t i = 0; i < stub->n; i++) {
 		const struct proc_map *m = &stub->map[i];
 
-		if (m->start < ARCH_USER_END && !is_kernels(m))
+		if (m->start < ARCH_USER_END && !is_kernels(m) && (m->start < loop->at || m->end > loop->at + bytes))
 			script_add(s, "clearing", SYS_munmap, m->start, m->end - m->start);
 	}
 }
@@ -267,13 +283,14 @@ auxv_length(const struct bytes *auxv)
 	return auxv->n;
 }
 
+/* The kernel takes the program's fields, with exe_fd (of it; UINT32_MAX: none) what /proc/PID/exe is to say. */
 static int
-set_layout(struct built *b)
+set_fields(struct built *b, uint32_t exe_fd, bool may_fail)
 {
 	const struct mm_layout *mm = &b->task->mm;
 	struct mm_map map = {mm->start_code, mm->end_code, mm->start_data, mm->end_data,
 	    mm->start_brk, mm->brk, mm->start_stack, mm->arg_start, mm->arg_end, mm->env_start,
-	    mm->env_end, 0, (uint32_t)auxv_length(&mm->auxv), UINT32_MAX};
+	    mm->env_end, 0, (uint32_t)auxv_length(&mm->auxv), exe_fd};
 	struct script s = {0};
 	uint64_t auxv = script_data(&s, mm->auxv.p, mm->auxv.n);
 	uint64_t at;
@@ -282,7 +299,20 @@ set_layout(struct built *b)
 	at = script_data(&s, &map, sizeof(map));
 	script_add(&s, "address space fields", SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, at, sizeof(map));
 	script_data_arg(&s, 2);
+	if (may_fail)
+		script_may_fail(&s);
 	return built_run(b, &s);
+}
+
+/* What has not executed its program gets that named where it is permitted: with CAP_CHECKPOINT_RESTORE in its user namespace. */
+static int
+set_layout(const struct restart *r, struct built *b)
+{
+	int err = 0;
+
+	if (b->loop.untraced != NULL)
+		err = set_fields(b, (uint32_t)stock_fd(r, STOCK_PROGRAMS, b->task->exe), true);
+	return err < 0 ? err : set_fields(b, UINT32_MAX, false);
 }
 
 /* --- the vDSO where the program expects it */
@@ -372,13 +402,17 @@ make_anew(struct restart *r, struct built *b)
 	close_fd(&proc);
 	if (err < 0)
 		return fail(-err, "pid %d: maps: %s", leader->pid, strerror(-err));
-	gap = find_gap(r, &stub, LOOP_BYTES + VDSO_ROOM);
-	parked = gap + LOOP_BYTES;
 	from = lowest_of_kernel(&stub);
-	err = loop_map(&b->loop, leader, b->syscall_ip, gap);
+	if (b->loop.untraced != NULL) {
+		parked = b->loop.at + untraced_bytes(b->loop.untraced);
+	} else {
+		gap = find_gap(r, &stub, LOOP_BYTES + VDSO_ROOM);
+		parked = gap + LOOP_BYTES;
+		err = loop_map(&b->loop, leader, b->syscall_ip, gap);
+	}
 	if (err < 0)
 		goto out;
-	clear_stub(&s, &stub);
+	clear_stub(&s, &stub, &b->loop);
 	move_vdso(&s, &stub, from, parked);
 	b->vdso_at = b->vdso_at - from + parked;
 	b->syscall_ip = b->syscall_ip - from + parked;
@@ -490,7 +524,7 @@ space_make(struct restart *r, struct built *b)
 	if (err == 0)
 		err = uring_map(r, b);
 	if (err == 0)
-		err = set_layout(b);
+		err = set_layout(r, b);
 	return err < 0 ? err : fault(FAULT_mapped);
 }
 

@@ -85,7 +85,8 @@ begin_session(struct restart *r, struct built *b)
 static int
 set_foreground(struct restart *r, struct built *b)
 {
-	uint64_t ttou = 1ULL << (SIGTTOU - 1), none = 0;
+	/* Without a tracer nothing may come at all. */
+	uint64_t ttou = r->untraced != NULL ? ~0ULL : 1ULL << (SIGTTOU - 1), none = r->untraced != NULL ? ~0ULL : 0;
 	int32_t group = (int32_t)b->task->foreground;
 	struct script s = {0};
 
@@ -111,7 +112,7 @@ static int
 bear(struct restart *r, struct built *creator, struct built *b, bool as_sibling)
 {
 	const struct task *t = b->task;
-	uint64_t flags = (t->forked || t->zombie ? 0 : CLONE_VM) | (as_sibling ? CLONE_PARENT : 0) |
+	uint64_t flags = (t->forked || t->zombie || r->untraced != NULL ? 0 : CLONE_VM) | (as_sibling ? CLONE_PARENT : 0) |
 	    (t->shares_files ? CLONE_FILES : 0) | (t->shares_fs ? CLONE_FS : 0);
 	int err = as_sibling && (t->shares_files || t->shares_fs) ? fail(ENOTSUP, "pid %" PRId64 ": it shares with a "
 	    "parent of another session what only a child of the same can share", t->pid) : 0;
@@ -311,6 +312,30 @@ watch_end(struct built *b, int sig)
 	return 0;
 }
 
+/* By a script whose end nobody is told. */
+static int
+end_untraced(struct built *b, int sig, int status)
+{
+	struct script s = {0};
+	uint64_t none = 0;
+	int err;
+
+	if (sig != 0) {
+		script_add(&s, "signals", SYS_rt_sigprocmask, SIG_SETMASK, script_data(&s, &none, sizeof(none)), 0, 8);
+		script_data_arg(&s, 1);
+		script_add(&s, "its end", SYS_tgkill, (uint64_t)b->pid, (uint64_t)b->pid, (uint64_t)sig);
+	}
+	script_add(&s, "its end", SYS_exit_group, (uint64_t)status);
+	log_hush(1);
+	err = built_run(b, &s);
+	log_hush(-1);
+	if (err != -ESRCH)
+		return fail(EIO, "pid %d: does not end", b->pid);
+	b->ended = true;
+	close_fd(&b->mem);
+	return 0;
+}
+
 /* As waitpid(2) is to tell it: by exit or by signal, and without a core file. */
 static int
 end_as(struct built *b)
@@ -328,6 +353,8 @@ end_as(struct built *b)
 	err = built_run(b, &s);
 	if (err < 0)
 		return err;
+	if (b->loop.untraced != NULL)
+		return end_untraced(b, sig, (int)call.arg[0]);
 	if (sig != 0)
 		call = (struct arch_call){SYS_tgkill, {(uint64_t)b->pid, (uint64_t)b->pid, (uint64_t)sig}};
 	arch_set_call(&regs, b->syscall_ip, &call);
@@ -346,7 +373,8 @@ end_helper(struct built *h)
 	int err;
 
 	kill(h->pid, SIGKILL);
-	tracee_reap(h->threads, h->nthreads);
+	if (h->loop.untraced == NULL)
+		tracee_reap(h->threads, h->nthreads);
 	h->ended = true;
 	close_fd(&h->mem);
 	script_add(&s, "helper", SYS_wait4, (uint64_t)h->pid, 0, __WALL, 0);

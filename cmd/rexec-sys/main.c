@@ -10,6 +10,7 @@
 #include <sysexits.h>
 #include <unistd.h>
 
+#include "home.h"
 #include "io.h"
 #include "log.h"
 #include "options.h"
@@ -99,35 +100,7 @@ get_options(int argc, char **argv, const char *allowed, struct options *o)
 static int
 exit_status(int err)
 {
-	switch (-err) {
-	case 0:
-	case -1:
-		return err;
-	case ESRCH:
-	case ENOENT:
-		return EX_NOINPUT;
-	case EPERM:
-	case EACCES:
-		return EX_NOPERM;
-	case EINVAL:
-		return EX_USAGE;
-	case ENOTSUP:
-		return EX_UNAVAILABLE;
-	case EBUSY:
-	case ETIMEDOUT:
-		return EX_TEMPFAIL;
-	case EIO:
-		return EX_IOERR;
-	case EPROTO:
-	case ECONNRESET:
-	case ECONNREFUSED:
-	case EHOSTUNREACH:
-	case ENETUNREACH:
-	case EREMOTEIO:
-		return EX_PROTOCOL;
-	default:
-		return EX_OSERR;
-	}
+	return err > 0 ? err : options_exit_status(err); /* 1: the call returned an error */
 }
 
 static int
@@ -180,10 +153,32 @@ do_run(struct options *o, int argc, char **argv)
 	return status < 0 ? exit_status(status) : status;
 }
 
+/* What ckpt -s and restart become: handover.h. */
+static int
+do_home(struct options *o, int argc, char **argv)
+{
+	(void)o;
+	if (argc != 1)
+		options_misused(NULL);
+	return exit_status(home(options_number(argv[0], 3, INT_MAX, "home")));
+}
+
+static int
+do_away(struct options *o, int argc, char **argv)
+{
+	int status;
+
+	(void)o;
+	if (argc != 1)
+		options_misused(NULL);
+	status = run_away(options_number(argv[0], 3, INT_MAX, "away"));
+	return status < 0 ? exit_status(status) : status;
+}
+
 static const struct {
 	const char *name, *options;
 	int (*run)(struct options *o, int argc, char **argv);
-} commands[] = {{"call", "ptwHkJ", do_call}, {"serve", "lkp", do_serve}, {"run", "HkL", do_run}};
+} commands[] = {{"call", "ptwHkJ", do_call}, {"serve", "lkp", do_serve}, {"run", "HkL", do_run}, {"home", "", do_home}, {"away", "", do_away}};
 
 int
 main(int argc, char **argv)

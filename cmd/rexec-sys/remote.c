@@ -46,26 +46,21 @@ get_facts(struct facts *f, const unsigned char *body, size_t len, int64_t at_ns)
 	return r.failed || rbuf_left(&r) > 0 ? -EPROTO : 0;
 }
 
-int
-remote_open(struct remote *r, const char *address, const char *key)
+/* Say who we are, and hear who they are. */
+static int
+greet(struct remote *r, const char *address, enum msg_type type, const char *image)
 {
 	const unsigned char *body;
 	struct msg_header h;
 	struct buf hello = {0};
-	struct addr a;
-	int64_t asked_ns;
-	int err = addr_parse(&a, address);
+	int64_t asked_ns = now_ns();
+	int err;
 
-	if (err < 0)
-		return err;
-	err = addr_connect(&a, key, PROGRAM, &r->link);
-	addr_fini(&a);
-	if (err < 0)
-		return err;
 	link_start(&r->link, SIDE_CALLER);
 	msg_put_hello(&hello);
-	asked_ns = now_ns();
-	err = link_send(&r->link, MSG_CALLS, 0, hello.data, hello.len);
+	if (image != NULL)
+		buf_put(&hello, image, strlen(image));
+	err = link_send(&r->link, type, 0, hello.data, hello.len);
 	buf_fini(&hello);
 	/* ssh may have to ask its user something. */
 	if (err == 0)
@@ -77,6 +72,40 @@ remote_open(struct remote *r, const char *address, const char *key)
 	if (err == 0 && get_facts(&r->facts, body, h.length, (asked_ns + now_ns()) / 2) < 0)
 		err = fail(EPROTO, "%s: speaks another version of the protocol", address);
 	return err;
+}
+
+int
+remote_open(struct remote *r, const char *address, const char *key)
+{
+	struct addr a;
+	int err = addr_parse(&a, address);
+
+	if (err < 0)
+		return err;
+	err = addr_connect(&a, key, PROGRAM, &r->link);
+	addr_fini(&a);
+	return err < 0 ? err : greet(r, address, MSG_CALLS, NULL);
+}
+
+int
+remote_adopt(struct remote *r, const char *address, const char *key, int in, int out, const char *image)
+{
+	struct addr a;
+	int err = 0;
+
+	if (in >= 0) {
+		link_init(&r->link, in, out, address);
+		if (link_move_up(&r->link, 10) < 0) /* stdio is not for this */
+			return fail(EMFILE, "no fd for the connection");
+	} else {
+		err = addr_parse(&a, address);
+		if (err < 0)
+			return err;
+		err = a.kind == ADDR_UNIX || a.kind == ADDR_TCP || a.kind == ADDR_CLEAR ? addr_connect(&a, key, NULL, &r->link)
+		    : fail(EINVAL, "%s: not where a home can be", address);
+		addr_fini(&a);
+	}
+	return err < 0 ? err : greet(r, address, MSG_ADOPT, image);
 }
 
 void

@@ -56,6 +56,8 @@ struct remote {
 
 /* Our first thread there has the number 1. Returns 0, or a negative errno, logged. */
 int remote_open(struct remote *r, const char *address, const char *key);
+/* The home of a process that is ours now, with this image; in and out: a connection that is there already (taken), or -1. */
+int remote_adopt(struct remote *r, const char *address, const char *key, int in, int out, const char *image);
 void remote_close(struct remote *r);
 /* Send a call of a thread; *id is that of its result. */
 int remote_send(struct remote *r, uint32_t thread, const struct calldata *c, uint32_t *id);

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,7 +34,7 @@ run_lost(struct run *r, const char *why)
 	if (r->ended)
 		return;
 	r->ended = true;
-	r->status = EX_PROTOCOL;
+	r->status = r->away ? 128 + SIGKILL : EX_PROTOCOL; /* as it was ended, who waits for it knows nothing of machines */
 	if (why != NULL)
 		fail(ECONNRESET, "%s: %s", r->options->address, why);
 	note("%s has been ended: its files are out of reach", r->options->command[0]);
@@ -97,37 +96,45 @@ take_files(struct run *r, struct thread *t)
 	return err < 0 ? fail(-err, "files that are open: %s", strerror(-err)) : 0;
 }
 
+int
+run_add_listener(struct run *r, struct process *p, int listener)
+{
+	int *slot = ARRAY_ADD(r->listeners, r->nlisteners);
+
+	if (slot == NULL)
+		return fail(ENOMEM, "out of memory");
+	*slot = p->listener = listener;
+	return 0;
+}
+
 /* The listener is in the child, which stands still at its first exec. */
 static int
 fetch_listener(struct run *r)
 {
-	int proc = proc_open(r->first), pidfd = pidfd_open_(r->first), *numbers = NULL;
+	int proc = proc_open(r->first), pidfd = pidfd_open_(r->first), *numbers = NULL, listener = -1;
 	char name[32], *target;
 	size_t n = 0;
 
-	r->listener = -1;
 	if (proc >= 0)
 		proc_list(proc, "fd", &numbers, &n);
-	for (size_t i = 0; i < n && r->listener < 0; i++) {
+	for (size_t i = 0; i < n && listener < 0; i++) {
 		snprintf(name, sizeof(name), "fd/%d", numbers[i]);
 		if (read_link(proc, name, &target) < 0)
 			continue;
 		if (strcmp(target, "anon_inode:seccomp notify") == 0)
-			r->listener = (int)syscall(SYS_pidfd_getfd, pidfd, numbers[i], 0);
+			listener = (int)syscall(SYS_pidfd_getfd, pidfd, numbers[i], 0);
 		free(target);
 	}
 	free(numbers);
 	close_fd(&proc);
 	close_fd(&pidfd);
-	return r->listener < 0 ? fail(EPERM, "the filter's listener: %s", strerror(errno)) : 0;
+	return listener < 0 ? fail(EPERM, "the filter's listener: %s", strerror(errno)) : run_add_listener(r, r->processes[0], listener);
 }
 
-static int
-start(struct run *r)
+int
+run_prepare(struct run *r)
 {
-	int go[2], err, status;
 	sigset_t set;
-	pid_t pid;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
@@ -135,11 +142,23 @@ start(struct run *r)
 		sigaddset(&set, passed_on[i]);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	r->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	r->holder = getpid();
 	r->placeholder = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT), sigaddset(&set, SIGTERM), sigaddset(&set, SIGHUP), sigaddset(&set, SIGQUIT);
 	r->remote.link.urgent = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (r->signals < 0 || r->placeholder < 0 || pipe2(go, O_CLOEXEC) < 0)
+	return r->signals < 0 || r->placeholder < 0 || r->remote.link.urgent < 0 ? fail_errno("run") : 0;
+}
+
+static int
+start(struct run *r)
+{
+	int go[2], err = run_prepare(r), status;
+	pid_t pid;
+
+	if (err < 0)
+		return err;
+	if (pipe2(go, O_CLOEXEC) < 0)
 		return fail_errno("run");
 	pid = fork();
 	if (pid == 0) {
@@ -205,39 +224,30 @@ enum { LOOK_NS = 80000 };
 static int
 wait_for_any(struct run *r, struct pollfd *fds, size_t n, int timeout_ms)
 {
-	struct timespec now, from;
-	int ready = 0;
+	int64_t look_ns = r->just_asked ? LOOK_NS : 0;
 
-	if (r->just_asked && timeout_ms != 0) {
-		clock_gettime(CLOCK_MONOTONIC, &from);
-		do {
-			ready = poll(fds, n, 0);
-			if (ready == 0)
-				sched_yield();
-			clock_gettime(CLOCK_MONOTONIC, &now);
-		} while (ready == 0 && (now.tv_sec - from.tv_sec) * 1000000000L + now.tv_nsec - from.tv_nsec < LOOK_NS);
-	}
 	r->just_asked = false;
-	return ready != 0 ? ready : poll(fds, n, timeout_ms);
+	return poll_looking(fds, n, timeout_ms, look_ns);
 }
 
-static void
-loop(struct run *r)
+void
+run_loop(struct run *r)
 {
 	struct pollfd *fds = NULL;
 	int64_t next_tick = 0, now;
-	size_t n;
+	size_t n, always = 2 + r->nlisteners;
 
 	while (r->nthreads > 0) {
 		bool buffered = !r->ended && link_waiting(&r->remote.link);
 
 		n = 0;
-		while (n < 3)
+		while (n < always)
 			if (ARRAY_ADD(fds, n) == NULL)
 				return;
 		fds[0] = (struct pollfd){r->signals, POLLIN, 0};
-		fds[1] = (struct pollfd){r->listener, POLLIN, 0};
-		fds[2] = (struct pollfd){r->ended ? -1 : r->remote.link.in, POLLIN, 0};
+		fds[1] = (struct pollfd){r->ended ? -1 : r->remote.link.in, POLLIN, 0};
+		for (size_t i = 2; i < always; i++)
+			fds[i] = (struct pollfd){r->listeners[i - 2], POLLIN, 0};
 		n = wait_add_fds(r, &fds, n);
 		if (wait_for_any(r, fds, n, buffered || r->nresults > 0 ? 0 : anybody_away(r) ? TICK_MS : -1) < 0 && errno != EINTR)
 			return;
@@ -246,13 +256,14 @@ loop(struct run *r)
 			trace_tick(r);
 			next_tick = now + TICK_MS;
 		}
-		if (fds[2].revents != 0 || buffered || r->nresults > 0)
+		if (fds[1].revents != 0 || buffered || r->nresults > 0)
 			calls_received(r);
 		if (fds[0].revents != 0)
 			take_signals(r);
-		if ((fds[1].revents & POLLIN) != 0)
-			calls_notified(r);
-		for (size_t i = 3; i < n; i++)
+		for (size_t i = 2; i < always; i++)
+			if ((fds[i].revents & POLLIN) != 0)
+				calls_notified(r, fds[i].fd);
+		for (size_t i = always; i < n; i++)
 			if (fds[i].revents != 0) {
 				wait_ready(r);
 				break;
@@ -264,7 +275,7 @@ loop(struct run *r)
 int
 run(const struct run_options *o)
 {
-	struct run r = {.options = o, .status = -1, .signals = -1, .listener = -1, .placeholder = -1};
+	struct run r = {.options = o, .status = -1, .signals = -1, .placeholder = -1};
 	int err = remote_open(&r.remote, o->address, o->key);
 
 	if (err == 0) {
@@ -272,7 +283,7 @@ run(const struct run_options *o)
 		err = start(&r);
 	}
 	if (err == 0)
-		loop(&r);
+		run_loop(&r);
 	else if (r.first > 0 && r.nthreads > 0)
 		kill(r.first, SIGKILL);
 	remote_close(&r.remote);

@@ -5,12 +5,15 @@
  *   run.c         start, the loop, the end
  *   run_filter.c  which calls are stopped, off syscall.def
  *   run_trace.c   what ptrace tells: threads, processes, signals, exec
+ *   run_memory.c  a thread's registers and memory
  *   run_calls.c   what becomes of a call
  *   run_table.c   calls that change the table of files, or that need it changed
  *   run_paths.c   paths of here
  *   run_wait.c    calls that wait for several files
  *   run_exec.c    programs are fetched, and executed as copies
  *   run_copy.c    copies of files, to map and to execute
+ *   run_away.c    processes that have left their files at home, instead of a command: what restart has made
+ *   run_mirror.c  their forks, groups and sessions, which are at home as well
  *
  * Every file of the other machine has a placeholder of the same number here, and every file of here one there, so that both tables have the
  * same free numbers; the other machine gives them out. What is closed there stays as a placeholder here, until its number is given out again: so
@@ -22,6 +25,7 @@
 #include <linux/seccomp.h>
 #include <sys/stat.h>
 
+#include "handover.h"
 #include "rexec.h"
 
 struct run_options {
@@ -57,6 +61,9 @@ struct process {
 	size_t nfiles;
 	char *program; /* its path there, or here */
 	bool stopping; /* a thread of it is in a group-stop: so are all, as soon as they can */
+	int listener;  /* of its filter, which its children have, too; one of run's */
+	int asked_stop; /* away: home decides whether this signal stops it; */
+	int let_stop;   /* and it does */
 };
 
 /*
@@ -82,8 +89,12 @@ struct thread {
 	struct calldata data;   /* of that */
 	uint32_t id;
 	int64_t result;
+	size_t parted;          /* bytes that it has got already ... */
+	bool parts_bad;         /* ... or has no memory for */
 	uint64_t notification;  /* what it waits by, or 0 */
 	uint64_t asked_tick;    /* when its call was sent */
+	int64_t begun_ms;       /* when it was begun, if it has been begun again since */
+	struct arch_call again; /* which it was then */
 	unsigned char peek[256];/* of its memory, from peek_at: a path is looked at before it is sent */
 	size_t peeked;
 	taddr peek_at;
@@ -95,6 +106,12 @@ struct thread {
 	enum { EXEC_NONE, EXEC_BEGUN, EXEC_DONE, EXEC_NAMING, EXEC_NAMED } exec;
 	struct arch_regs exec_regs;
 	char *exec_program, exec_name[16];
+	/* Away: it forks. That happens at home first, which says what number the child has; one after the other, as the next number is everybody's. */
+	enum { FORK_NONE, FORK_QUEUED, FORK_ASKED, FORK_GOING } fork;
+	uint64_t fork_flags;
+	uint32_t fork_number;
+	pid_t fork_pid;
+	struct process *fork_child; /* NULL: it shares the files of its parent */
 };
 
 struct copy {
@@ -106,11 +123,21 @@ struct copy {
 struct run {
 	const struct run_options *options;
 	struct remote remote;
-	int signals, listener;
+	int signals;
+	int *listeners;         /* of filters */
+	size_t nlisteners;
 	int placeholder;
 	pid_t first;
+	pid_t holder;           /* whose fds the copies are, as the command may look at them: ourselves, or one who shares ours */
 	int status;             /* of the first; -1: it runs */
 	bool ended;             /* the other machine has gone */
+	bool away;              /* the other machine is a home: run_away.c */
+	struct thread *forking; /* away: whose fork is under way */
+	struct forwarded *forwarded; /* signals that came from there */
+	size_t nforwarded;
+	struct early *early;    /* that are for one who is just being born */
+	size_t nearly;
+	uint64_t last_forwarded;
 	uint32_t last_number;
 	uint64_t tick;
 	bool just_asked;        /* the answer may come at once */
@@ -131,23 +158,41 @@ struct run {
 
 /* run.c */
 void run_lost(struct run *r, const char *why);
+/* Signals, and what it needs of its own. Returns 0, or a negative errno, logged. */
+int run_prepare(struct run *r);
+/* Taken. Returns 0, or -ENOMEM, logged. */
+int run_add_listener(struct run *r, struct process *p, int listener);
+/* Until all of it has ended. */
+void run_loop(struct run *r);
 
 /* run_filter.c: in the command's own process, just before its exec. Returns the listener, or -1 with errno. */
 int filter_install(void);
 
 /* run_trace.c */
 int trace_begin(struct run *r, pid_t first);
+/* A process that stands still, traced by us already: its threads, by their numbers at home. Returns NULL where memory ran out. */
+struct process *trace_adopt(struct run *r, const struct handover_process *from);
+/* A process with the files of another. Returns NULL where memory ran out. */
+struct process *process_copy(struct run *r, const struct process *from);
+void process_remove(struct run *r, struct process *p);
+/* Numbers of its files. */
+void process_put_files(struct buf *b, const struct process *p);
+/* They run. */
+void trace_start(struct run *r);
 void trace_events(struct run *r);
 /* Calls that have been away for a while: is there a signal for their threads? Counts r->tick. */
 void trace_tick(struct run *r);
 /* The thread is to stop, and then to begin its call again. */
-void trace_again(struct run *r, struct thread *t);
+void trace_again(struct thread *t);
 /* Its call has been interrupted there; or not_begun. */
-void trace_interrupted(struct run *r, struct thread *t, bool not_begun);
+void trace_interrupted(struct thread *t, bool not_begun);
 struct thread *thread_find(const struct run *r, pid_t tid);
-/* Silent. Return 0, or a negative errno. */
+/* run_memory.c. Silent. Return 0, or a negative errno. */
 int thread_get_regs(const struct thread *t, struct arch_regs *regs);
 int thread_set_regs(const struct thread *t, const struct arch_regs *regs);
+/* The caller releases it where there is one. */
+struct proc_status;
+int thread_read_status(const struct thread *t, struct proc_status *st);
 /* Own memory of the thread. calldata_copy: ctx is the thread. */
 int thread_read(void *ctx, taddr at, void *data, size_t len);
 int thread_write(void *ctx, taddr at, void *data, size_t len);
@@ -155,12 +200,12 @@ int thread_write(void *ctx, taddr at, void *data, size_t len);
 char *thread_string(struct thread *t, taddr at);
 
 /* run_calls.c */
-void calls_notified(struct run *r);
+void calls_notified(struct run *r, int listener);
 void calls_received(struct run *r);
 /* The call returns this. */
-void call_respond(struct run *r, struct thread *t, int64_t result);
+void call_respond(struct thread *t, int64_t result);
 /* The thread executes it itself. */
-void call_continue(struct run *r, struct thread *t);
+void call_continue(struct thread *t);
 /* Give the thread the fd `source` of ours at number `at` (close-on-exec or not); answer: that is what its call returns. */
 void call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, bool answer);
 /* Have it executed there: as it is; as another one with the same pointers; with t->data made, and t->sent. */
@@ -180,6 +225,8 @@ int64_t call_now(struct run *r, struct thread *t, long nr, const uint64_t arg[6]
 enum where file_where(const struct process *p, int64_t fd);
 struct file *file_at(struct process *p, int64_t fd);
 void file_set(struct run *r, struct process *p, int64_t fd, enum where where);
+/* A set of there, known from now on. Returns NULL where that fails. */
+struct epoll *epoll_add(struct run *r);
 /* Is this one of its calls? Begins it then. And ends it, with what has come of it. */
 bool table_call(struct run *r, struct thread *t);
 /* Does the message that t->data has, for a socket of there, carry files of here? */
@@ -195,7 +242,7 @@ bool paths_call(struct run *r, struct thread *t);
 
 /* run_wait.c */
 bool wait_call(struct run *r, struct thread *t);
-bool wait_complete(struct run *r, struct thread *t);
+bool wait_complete(struct thread *t);
 void wait_drop(struct thread *t);
 /* Files of here that are waited for, for poll(2): adds to fds[], returns how many there are then; and some are ready. */
 struct pollfd;
@@ -213,6 +260,29 @@ bool wait_called_back(const struct thread *t);
 void exec_stop(struct run *r, struct thread *t);
 void exec_syscall_stop(struct thread *t);
 void exec_done(struct run *r, struct thread *t);
+
+/* run_away.c */
+int run_away(int fd);
+/* What home sends unasked. */
+void away_received(struct run *r, const struct msg_header *h, const unsigned char *body);
+/* The thread is known now: what came for it before. */
+void away_born(struct run *r, struct thread *t);
+/* The thread is about to get a signal: if it is one from home, with what home has said of it. Returns false: it is to be left to home whether that stops it. */
+bool away_signal(struct run *r, struct thread *t, int sig, bool handled);
+/* Its process has been stopped by a signal (0: goes on); or asks: would this signal stop it? */
+void away_stopped(struct run *r, struct thread *t, int sig, bool asks);
+void away_tell(struct run *r, enum msg_type type, const uint32_t *words, size_t n);
+
+/* run_mirror.c: calls that are made at home, and here as well. Returns whether it is one. */
+bool mirror_call(struct run *r, struct thread *t);
+bool mirror_complete(struct thread *t);
+/* It stands before a fork; home has said what number; it has failed; or it has happened: the process of the child. */
+bool fork_stop(struct run *r, struct thread *t);
+void fork_answered(struct run *r, const struct msg_header *h, const unsigned char *body);
+bool fork_failed(struct run *r, struct thread *t);
+struct process *fork_done(struct run *r, struct thread *t, struct thread *child);
+/* It has ended in the middle of one. */
+void fork_drop(struct run *r, struct thread *t);
 
 /* run_copy.c: of the file that is open there as fd; NULL: *err says why. */
 struct copy *copy_of(struct run *r, struct thread *t, int fd, const struct stat *st, int64_t *err);

@@ -16,7 +16,7 @@
 #include "log.h"
 #include "run.h"
 
-enum { LONG = 64 << 10, PIECE = 128 << 10 };
+enum { LONG = 64 << 10, PIECE = 128 << 10, PARTS_FROM = 512 << 10 };
 
 static void received(struct run *r, uint32_t id, const unsigned char *body, size_t len);
 
@@ -32,25 +32,25 @@ answered(struct thread *t)
 
 /* That fails only where it has been killed. */
 static void
-answer(struct run *r, struct thread *t, struct seccomp_notif_resp *a)
+answer(struct thread *t, struct seccomp_notif_resp *a)
 {
 	a->id = t->notification;
-	ioctl(r->listener, SECCOMP_IOCTL_NOTIF_SEND, a);
+	ioctl(t->process->listener, SECCOMP_IOCTL_NOTIF_SEND, a);
 	answered(t);
 }
 
 void
-call_respond(struct run *r, struct thread *t, int64_t result)
+call_respond(struct thread *t, int64_t result)
 {
 	bool failed = result < 0 && result >= -4095;
 
-	answer(r, t, &(struct seccomp_notif_resp){.val = failed ? 0 : result, .error = failed ? (int)result : 0});
+	answer(t, &(struct seccomp_notif_resp){.val = failed ? 0 : result, .error = failed ? (int)result : 0});
 }
 
 void
-call_continue(struct run *r, struct thread *t)
+call_continue(struct thread *t)
 {
-	answer(r, t, &(struct seccomp_notif_resp){.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE});
+	answer(t, &(struct seccomp_notif_resp){.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE});
 }
 
 void
@@ -59,7 +59,7 @@ call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, 
 	struct seccomp_notif_addfd give = {.id = t->notification, .srcfd = (uint32_t)source, .newfd = (uint32_t)at,
 	    .flags = SECCOMP_ADDFD_FLAG_SETFD | (answer ? SECCOMP_ADDFD_FLAG_SEND : 0), .newfd_flags = cloexec ? O_CLOEXEC : 0};
 
-	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_ADDFD, &give) >= 0) {
+	if (ioctl(t->process->listener, SECCOMP_IOCTL_NOTIF_ADDFD, &give) >= 0) {
 		if (answer)
 			answered(t);
 		return;
@@ -70,14 +70,31 @@ call_give_fd(struct run *r, struct thread *t, int source, int at, bool cloexec, 
 	file_set(r, t->process, at, NOWHERE);
 	CALL_NOW(r, t, SYS_close, (uint64_t)at);
 	if (answer)
-		call_respond(r, t, -EMFILE);
+		call_respond(t, -EMFILE);
 }
 
 /* --- there and back */
 
+/* One that waits and was begun again, as a signal did not end it, has waited for a while already. */
+static void
+shorten(struct thread *t)
+{
+	unsigned at = t->sent.nr == SYS_poll ? 2 : t->sent.nr == SYS_epoll_wait || t->sent.nr == SYS_epoll_pwait ? 3 : 6;
+	int64_t timeout_ms = at < 6 ? (int)t->sent.arg[at] : -1;
+
+	if (timeout_ms <= 0)
+		return;
+	t->sent.arg[at] = (uint64_t)max_i64(0, timeout_ms - (now_ms() - t->begun_ms));
+	t->data.arg[at].value = t->sent.arg[at];
+}
+
 void
 call_send(struct run *r, struct thread *t)
 {
+	shorten(t);
+	t->parted = 0;
+	t->parts_bad = false;
+	t->data.parts = (t->sent.nr == SYS_read || t->sent.nr == SYS_pread64) && t->sent.arg[2] >= PARTS_FROM && t->wait == NULL;
 	if (r->ended || remote_send(&r->remote, t->number, &t->data, &t->id) < 0) {
 		run_lost(r, NULL);
 		return;
@@ -102,17 +119,17 @@ call_recall(struct run *r, struct thread *t)
 
 /* What the table cannot describe. */
 static void
-refuse(struct run *r, struct thread *t)
+refuse(struct thread *t)
 {
 	if (t->call.nr == SYS_ioctl && t->call.arg[1] == TIOCSCTTY) {
 		/* It stays that of here; but who opens a terminal for others wants to hear that this is done. */
-		call_respond(r, t, 0);
+		call_respond(t, 0);
 	} else if (t->call.nr == SYS_ioctl) {
 		debug(1, "ioctl %#llx: not known, and so not forwarded", (unsigned long long)t->call.arg[1]);
-		call_respond(r, t, -ENOTTY);
+		call_respond(t, -ENOTTY);
 	} else {
 		debug(1, "%s: cannot be forwarded", syscall_name(t->call.nr));
-		call_respond(r, t, t->call.nr == SYS_fcntl ? -EINVAL : -ENOSYS);
+		call_respond(t, t->call.nr == SYS_fcntl ? -EINVAL : -ENOSYS);
 	}
 }
 
@@ -125,13 +142,13 @@ call_forward_as(struct run *r, struct thread *t, const struct arch_call *call)
 	t->sent = *call;
 	err = calldata_from_memory(&t->data, &t->sent, thread_read, t);
 	if (err == -ENOTSUP || err == -ENOSYS) {
-		refuse(r, t);
+		refuse(t);
 		return;
 	}
 	if (err == 0 && table_sends_here(t))
 		err = -EINVAL;
 	if (err < 0)
-		call_respond(r, t, err);
+		call_respond(t, err);
 	else
 		call_send(r, t);
 }
@@ -189,12 +206,13 @@ call_complete(struct run *r, struct thread *t)
 	/* Numbers that no program knows stay between us and the kernel. */
 	if (t->result <= -512 && t->result >= -4095)
 		t->result = -EINTR;
-	if (t->phase == PHASE_RECALLED && t->result == -EINTR && !wait_called_back(t)) {
+	/* Home says so when a signal has come there, which is sent first. */
+	if ((t->phase == PHASE_RECALLED || r->away) && t->result == -EINTR && !wait_called_back(t)) {
 		wait_drop(t);
-		trace_interrupted(r, t, not_begun);
+		trace_interrupted(t, not_begun);
 		return;
 	}
-	if (wait_complete(r, t) || table_complete(r, t))
+	if (wait_complete(t) || table_complete(r, t) || (r->away && mirror_complete(t)))
 		return;
 	if (t->result == -EPIPE)
 		raise_sigpipe(t);
@@ -203,9 +221,9 @@ call_complete(struct run *r, struct thread *t)
 		file_set(r, t->process, t->result, THERE);
 		call_give_fd(r, t, r->placeholder, (int)t->result, opens_cloexec(t), true);
 	} else if (t->result >= 0 && t->sent.nr == SYS_ioctl && (t->sent.arg[1] == FIOCLEX || t->sent.arg[1] == FIONCLEX)) {
-		call_continue(r, t);
+		call_continue(t);
 	} else {
-		call_respond(r, t, err < 0 ? err : t->result);
+		call_respond(t, err < 0 ? err : t->result);
 	}
 }
 
@@ -236,43 +254,80 @@ only_bytes(struct thread *t)
 	return bytes;
 }
 
+/* So many bytes, that come now, are the next that it reads. */
+static int
+pull_to_thread(struct run *r, struct thread *t, const struct calldata_arg *a, uint64_t len, bool *bad)
+{
+	static unsigned char piece[PIECE];
+	int err = 0;
+
+	for (uint64_t n; err == 0 && len > 0; len -= n) {
+		n = min_u64(PIECE, len);
+		err = link_pull(&r->remote.link, piece, n);
+		*bad |= err == 0 && thread_write(t, t->sent.arg[a - t->data.arg] + t->parted, piece, n) < 0;
+		t->parted += n;
+	}
+	return err;
+}
+
 /* Much data goes to the thread as it comes: while one piece is copied, the next is on its way. */
 static int
 receive_long(struct run *r, const struct msg_header *h)
 {
 	struct thread *t = who_asked(r, h->id);
 	struct calldata_arg *a = only_bytes(t);
-	size_t len = a != NULL ? a->len : h->length;
-	unsigned char *piece = malloc(max_u64(a != NULL ? PIECE : len, 16));
-	uint64_t head[2]; /* the result, and how many bytes come */
+	uint64_t head[2] = {0, h->length}; /* the result, and how many bytes come */
+	unsigned char *whole;
 	bool bad = false;
-	int err = piece == NULL ? -ENOMEM : 0;
+	int err = 0;
 
-	if (err == 0 && a == NULL) {
-		err = link_pull(&r->remote.link, piece, len);
-		if (err == 0)
-			received(r, h->id, piece, len);
-		free(piece);
+	if (a == NULL) {
+		whole = malloc(h->length);
+		err = whole == NULL ? -ENOMEM : link_pull(&r->remote.link, whole, h->length);
+		if (err == 0 && h->type == MSG_RESULT)
+			received(r, h->id, whole, h->length);
+		free(whole);
 		return err;
 	}
-	if (err == 0)
+	if (h->type == MSG_RESULT)
 		err = link_pull(&r->remote.link, head, sizeof(head));
-	if (err == 0 && (head[1] > len || head[1] + sizeof(head) != h->length || head[0] != head[1]))
+	if (err == 0 && (head[1] > a->len - t->parted || (h->type == MSG_PART ? !t->data.parts
+		: head[1] + sizeof(head) != h->length || head[0] != t->parted + head[1])))
 		err = fail(EPROTO, "%s: an answer that makes no sense", r->options->address);
-	for (uint64_t at = 0; err == 0 && at < head[1];) {
-		size_t n = min_u64(PIECE, head[1] - at);
-
-		err = link_pull(&r->remote.link, piece, n);
-		bad |= err == 0 && thread_write(t, t->sent.arg[a - t->data.arg] + at, piece, n) < 0;
-		at += n;
-	}
-	free(piece);
-	if (err == 0) {
+	if (err == 0)
+		err = pull_to_thread(r, t, a, head[1], &bad);
+	if (err == 0 && h->type == MSG_RESULT) {
 		a->is_data = false; /* it has it already */
-		t->result = bad ? -EFAULT : (int64_t)head[0];
+		t->result = bad || t->parts_bad ? -EFAULT : (int64_t)head[0];
 		call_complete(r, t);
 	}
+	t->parts_bad |= bad;
 	return err;
+}
+
+/* The last piece of what has come in parts, or one of them: it is short. Returns false where that is not so. */
+static bool
+last_part(struct run *r, struct thread *t, unsigned type, const unsigned char *body, size_t len)
+{
+	struct calldata_arg *a = only_bytes(t);
+	struct rbuf b = {body, len, 0, false};
+	uint64_t result = type == MSG_RESULT ? rbuf_get_u64(&b) : 0, n = type == MSG_RESULT ? rbuf_get_u64(&b) : len;
+	const void *data = rbuf_get(&b, n);
+
+	if (a == NULL || (type == MSG_RESULT && t->parted == 0))
+		return false;
+	if (b.failed || rbuf_left(&b) > 0 || n > a->len - t->parted || !t->data.parts || (type == MSG_RESULT && result != t->parted + n)) {
+		run_lost(r, "an answer that makes no sense");
+		return true;
+	}
+	t->parts_bad |= thread_write(t, t->sent.arg[a - t->data.arg] + t->parted, (void *)data, n) < 0;
+	t->parted += n;
+	if (type == MSG_RESULT) {
+		a->is_data = false;
+		t->result = t->parts_bad ? -EFAULT : (int64_t)result;
+		call_complete(r, t);
+	}
+	return true;
 }
 
 static void
@@ -282,11 +337,24 @@ received(struct run *r, uint32_t id, const unsigned char *body, size_t len)
 
 	if (t == NULL)
 		return; /* it has ended meanwhile */
+	if (last_part(r, t, MSG_RESULT, body, len))
+		return;
 	if (calldata_get_result(&t->data, body, len, &t->result) < 0) {
 		run_lost(r, "an answer that makes no sense");
 		return;
 	}
 	call_complete(r, t);
+}
+
+static void
+received_other(struct run *r, const struct msg_header *h, const unsigned char *body)
+{
+	struct thread *t = h->type == MSG_PART ? who_asked(r, h->id) : NULL;
+
+	if (h->type != MSG_PART)
+		away_received(r, h, body);
+	else if (t != NULL && !last_part(r, t, MSG_PART, body, h->length))
+		run_lost(r, "an answer that makes no sense");
 }
 
 /* Results that came while another was waited for come first. */
@@ -316,7 +384,9 @@ calls_received(struct run *r)
 			continue;
 		}
 		err = r->ended ? -EAGAIN : link_receive(&r->remote.link, &h, &body, false, 0);
-		if (err == 0)
+		if (err == 0 && h.type != MSG_RESULT)
+			received_other(r, &h, body);
+		else if (err == 0)
 			received(r, h.id, body, h.length);
 	} while (err == 0 && !r->ended && link_waiting(&r->remote.link)); /* else poll(2) tells */
 	if (err != -EAGAIN && err != 0)
@@ -357,6 +427,10 @@ call_now(struct run *r, struct thread *t, long nr, const uint64_t arg[6])
 		if (h.type == MSG_RESULT && h.id == id) {
 			err = calldata_get_result(&c, body, h.length, &result);
 			break;
+		}
+		if (h.type != MSG_RESULT) {
+			received_other(r, &h, body);
+			continue;
 		}
 		q = ARRAY_ADD(r->results, r->nresults);
 		if (q == NULL)
@@ -411,7 +485,7 @@ known(struct run *r, struct thread *t)
 		bad = thread_write(t, a[0], (void *)f->utsname, sizeof(f->utsname)) < 0;
 		break;
 	}
-	call_respond(r, t, bad ? -EFAULT : result);
+	call_respond(t, bad ? -EFAULT : result);
 }
 
 /* All of its files are of here or all of there; of both only few calls can make something. Returns false where it is not about files. */
@@ -443,15 +517,15 @@ by_files(struct run *r, struct thread *t)
 	if (!any)
 		return false;
 	if (none)
-		call_respond(r, t, -EBADF);
+		call_respond(t, -EBADF);
 	else if (here && there) /* programs that ask so copy by themselves then */
-		call_respond(r, t, t->call.nr == SYS_copy_file_range || t->call.nr == SYS_ioctl ? -EXDEV : -EINVAL);
+		call_respond(t, t->call.nr == SYS_copy_file_range || t->call.nr == SYS_ioctl ? -EXDEV : -EINVAL);
 	else if (there && t->call.nr == SYS_ioctl && t->call.arg[1] == TIOCSCTTY)
-		refuse(r, t);
+		refuse(t);
 	else if (here && t->call.nr == SYS_fchdir)
-		call_respond(r, t, -EACCES);
+		call_respond(t, -EACCES);
 	else if (here && !(t->call.nr == SYS_ioctl && (t->call.arg[1] == FIOCLEX || t->call.arg[1] == FIONCLEX)))
-		call_continue(r, t);
+		call_continue(t);
 	else
 		call_forward(r, t);
 	return true;
@@ -460,6 +534,11 @@ by_files(struct run *r, struct thread *t)
 static void
 begin(struct run *r, struct thread *t)
 {
+	if (t->again.nr != t->call.nr || memcmp(t->again.arg, t->call.arg, sizeof(t->again.arg)) != 0)
+		t->begun_ms = now_ms();
+	t->again.nr = -1;
+	if (r->away && mirror_call(r, t))
+		return;
 	switch (syscall_class(t->call.nr)) {
 	case SYSCALL_KNOWN:
 		known(r, t);
@@ -477,17 +556,17 @@ begin(struct run *r, struct thread *t)
 			call_forward(r, t);
 		return;
 	default:
-		call_continue(r, t);
+		call_continue(t);
 	}
 }
 
 void
-calls_notified(struct run *r)
+calls_notified(struct run *r, int listener)
 {
 	struct seccomp_notif n = {0};
 	struct thread *t;
 
-	if (ioctl(r->listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
 		return; /* a signal came first, and it begins again */
 	t = thread_find(r, (pid_t)n.pid);
 	if (t == NULL || t->process == NULL || r->ended)

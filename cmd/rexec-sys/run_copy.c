@@ -101,7 +101,7 @@ copy_with_interpreter(struct run *r, struct copy *program, struct copy *interpre
 		if (r->copies[i]->dev == made.dev && r->copies[i]->ino == made.ino && r->copies[i]->size == made.size &&
 		    r->copies[i]->mtime == made.mtime && r->copies[i]->mtime_nsec == made.mtime_nsec && r->copies[i]->interpreter == interpreter)
 			return r->copies[i];
-	if ((uint64_t)snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)getpid(), interpreter->fd) >= room || room > sizeof(path))
+	if ((uint64_t)snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)r->holder, interpreter->fd) >= room || room > sizeof(path))
 		return NULL;
 	fd = memfd_create("program", MFD_CLOEXEC);
 	while (fd >= 0 && done < (off_t)made.size && copy_file_range(program->fd, &done, fd, NULL, made.size - (uint64_t)done, 0) > 0)

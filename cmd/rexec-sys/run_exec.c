@@ -202,7 +202,7 @@ count_args(struct thread *t, taddr argv)
  * The one call that is to come needs it, and no more.
  */
 static int64_t
-lay_down(struct thread *t, const struct program *p, struct arch_regs *regs, taddr argv)
+lay_down(const struct run *r, struct thread *t, const struct program *p, struct arch_regs *regs, taddr argv)
 {
 	int64_t nargs = p->nbefore > 0 ? count_args(t, argv) : 0, err = 0;
 	size_t npointers = p->nbefore > 0 ? p->nbefore + (size_t)max_i64(nargs, 1) : 0;
@@ -215,7 +215,7 @@ lay_down(struct thread *t, const struct program *p, struct arch_regs *regs, tadd
 		free(pointers);
 		return nargs < 0 ? nargs : -ENOMEM;
 	}
-	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)getpid(), p->copy->fd);
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)r->holder, p->copy->fd);
 	buf_put(&strings, path, strlen(path) + 1);
 	for (size_t i = p->nbefore; i-- > 0;) {
 		pointers[p->nbefore - 1 - i] = strings.len;
@@ -300,7 +300,7 @@ exec_stop(struct run *r, struct thread *t)
 	if (err == 0)
 		err = resolve(r, t, dfd, as_there(t, path, other), by_fd, &p);
 	if (err == 0)
-		err = lay_down(t, &p, &regs, at ? regs.rdx : regs.rsi);
+		err = lay_down(r, t, &p, &regs, at ? regs.rdx : regs.rsi);
 	/* As the kernel has it: a script is called as it was called. */
 	if (err == 0)
 		snprintf(t->exec_name, sizeof(t->exec_name), "%s", base_name(path[0] != '\0' ? path : p.path != NULL ? p.path : "program"));

@@ -123,7 +123,7 @@ open_here(struct run *r, struct thread *t, const char *path, int dfd)
 	int fd;
 
 	if (t->call.nr == SYS_openat2) {
-		call_respond(r, t, -ENOSYS);
+		call_respond(t, -ENOSYS);
 		return;
 	}
 	/* FIFOs of here, and terminals, must not keep us from the others. */
@@ -154,20 +154,20 @@ forward_with(struct run *r, struct thread *t, unsigned arg, const char *path)
 		err = calldata_put(c, arg, path, strlen(path) + 1);
 	}
 	if (err < 0)
-		call_respond(r, t, err);
+		call_respond(t, err);
 	else
 		call_send(r, t);
 }
 
 static void
-read_program_link(struct run *r, struct thread *t, unsigned arg)
+read_program_link(struct thread *t, unsigned arg)
 {
 	size_t n = min_u64(strlen(t->process->program), t->call.arg[arg + 2]);
 
 	if (t->call.arg[arg + 2] == 0 || (int64_t)t->call.arg[arg + 2] < 0)
-		call_respond(r, t, -EINVAL);
+		call_respond(t, -EINVAL);
 	else
-		call_respond(r, t, thread_write(t, t->call.arg[arg + 1], t->process->program, n) < 0 ? -EFAULT : (int64_t)n);
+		call_respond(t, thread_write(t, t->call.arg[arg + 1], t->process->program, n) < 0 ? -EFAULT : (int64_t)n);
 }
 
 /* Which argument is the path, and which the directory that it is relative to? */
@@ -204,7 +204,7 @@ paths_call(struct run *r, struct thread *t)
 		return false;
 	path = thread_string(t, t->call.arg[arg]);
 	if (path == NULL) {
-		call_respond(r, t, -errno);
+		call_respond(t, -errno);
 		return true;
 	}
 	if (path[0] != '/' && file_where(t->process, dfd) == HERE) {
@@ -212,7 +212,7 @@ paths_call(struct run *r, struct thread *t)
 		if (is_open(t->call.nr))
 			open_here(r, t, path, fd);
 		else
-			call_continue(r, t);
+			call_continue(t);
 		close_fd(&fd);
 		free(path);
 		return true;
@@ -222,7 +222,7 @@ paths_call(struct run *r, struct thread *t)
 		if (t->process->program == NULL)
 			done = false;
 		else if (is_link)
-			read_program_link(r, t, arg);
+			read_program_link(t, arg);
 		else
 			forward_with(r, t, arg, t->process->program);
 		break;
@@ -233,14 +233,14 @@ paths_call(struct run *r, struct thread *t)
 		if (is_open(t->call.nr))
 			open_here(r, t, here, AT_FDCWD);
 		else
-			call_continue(r, t);
+			call_continue(t);
 		break;
 	case PATH_THERE:
 		done = is_library(r, path);
 		if (done && is_open(t->call.nr))
 			open_here(r, t, path, AT_FDCWD);
 		else if (done)
-			call_continue(r, t);
+			call_continue(t);
 	}
 	free(path);
 	return done;

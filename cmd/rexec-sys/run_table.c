@@ -112,7 +112,7 @@ table_add_here(struct run *r, struct thread *t, int fd, bool cloexec)
 	int64_t at = fd < 0 ? fd : reserve(r, t, cloexec);
 
 	if (at < 0) {
-		call_respond(r, t, at);
+		call_respond(t, at);
 	} else {
 		file_set(r, t->process, at, HERE);
 		call_give_fd(r, t, fd, (int)at, cloexec, true);
@@ -145,7 +145,7 @@ make_here(struct run *r, struct thread *t)
 	case SYS_signalfd4:
 		sigemptyset(&set);
 		if (thread_read(t, a[1], &set, 8) < 0)
-			return call_respond(r, t, -EFAULT), true;
+			return call_respond(t, -EFAULT), true;
 		fd = signalfd(-1, &set, t->call.nr == SYS_signalfd4 ? (int)a[3] & ~SFD_CLOEXEC : 0);
 		break;
 	case SYS_memfd_create:
@@ -160,7 +160,7 @@ make_here(struct run *r, struct thread *t)
 		return false;
 	}
 	if (fd < 0)
-		return call_respond(r, t, -errno), true;
+		return call_respond(t, -errno), true;
 	table_add_here(r, t, fd, t->call.nr == SYS_pidfd_open ||
 	    (t->call.nr == SYS_memfd_create ? a[1] & MFD_CLOEXEC : t->call.nr == SYS_signalfd4 ? a[3] & O_CLOEXEC :
 		t->call.nr == SYS_signalfd || t->call.nr == SYS_eventfd ? 0 : a[1] & O_CLOEXEC) != 0);
@@ -179,7 +179,7 @@ map(struct run *r, struct thread *t)
 	int64_t err;
 
 	if (file_where(t->process, fd) != THERE) {
-		call_continue(r, t);
+		call_continue(t);
 		return;
 	}
 	err = CALL_NOW(r, t, SYS_fstat, (uint64_t)fd, CALL_ADDRESS(&st));
@@ -188,11 +188,11 @@ map(struct run *r, struct thread *t)
 		err = -ENODEV;
 	c = err == 0 ? copy_of(r, t, fd, &st, &err) : NULL;
 	if (c == NULL) {
-		call_respond(r, t, err);
+		call_respond(t, err);
 		return;
 	}
 	call_give_fd(r, t, c->fd, fd, is_cloexec(t, fd), false);
-	call_continue(r, t);
+	call_continue(t);
 }
 
 /* --- user and group numbers: they are the other machine's, and stay as they are */
@@ -242,9 +242,9 @@ set_ids(struct run *r, struct thread *t)
 	for (unsigned i = 0; i < n; i++)
 		same &= is_one_of(t->call.arg[i], user ? f->uid : f->gid, 3);
 	if (t->call.nr == SYS_setfsuid || t->call.nr == SYS_setfsgid)
-		call_respond(r, t, user ? f->uid[1] : f->gid[1]);
+		call_respond(t, user ? f->uid[1] : f->gid[1]);
 	else
-		call_respond(r, t, same ? 0 : -EPERM);
+		call_respond(t, same ? 0 : -EPERM);
 	return true;
 }
 
@@ -317,7 +317,7 @@ one_of_many(struct run *r, struct thread *t)
 	const uint64_t *a = t->call.arg;
 
 	if ((int)a[2] <= 0)
-		call_respond(r, t, 0);
+		call_respond(t, 0);
 	else
 		call_forward_as(r, t, &(struct arch_call){t->call.nr == SYS_sendmmsg ? SYS_sendmsg : SYS_recvmsg, {a[0], a[1], a[3]}});
 }
@@ -358,7 +358,7 @@ table_call(struct run *r, struct thread *t)
 	if (make_here(r, t) || set_ids(r, t))
 		return true;
 	if (is_native(&t->call, where)) {
-		call_continue(r, t);
+		call_continue(t);
 		return true;
 	}
 	switch (t->call.nr) {
@@ -371,7 +371,7 @@ table_call(struct run *r, struct thread *t)
 		break;
 	case SYS_close_range:
 		if ((t->call.arg[2] & CLOSE_RANGE_UNSHARE) != 0)
-			call_respond(r, t, -EINVAL);
+			call_respond(t, -EINVAL);
 		else
 			close_range_begins(r, t);
 		break;
@@ -380,7 +380,7 @@ table_call(struct run *r, struct thread *t)
 	case SYS_dup2:
 	case SYS_dup3:
 		if (where == NOWHERE)
-			call_respond(r, t, -EBADF);
+			call_respond(t, -EBADF);
 		else if (t->call.nr == SYS_close)
 			close_begins(r, t);
 		else
@@ -404,7 +404,7 @@ duplicated(struct run *r, struct thread *t)
 	int fd = f.where == HERE ? file_fetch(t, from) : f.epoll != NULL ? f.epoll->fd : r->placeholder;
 
 	if (fd < 0) {
-		call_respond(r, t, fd);
+		call_respond(t, fd);
 		return;
 	}
 	if (from != to) {
@@ -412,7 +412,7 @@ duplicated(struct run *r, struct thread *t)
 		file_at(t->process, to)->epoll = f.epoll;
 		call_give_fd(r, t, fd, to, cloexec, true);
 	} else {
-		call_respond(r, t, to);
+		call_respond(t, to);
 	}
 	if (f.where == HERE)
 		close(fd);
@@ -429,28 +429,38 @@ pair_made(struct run *r, struct thread *t)
 	if (thread_write(t, t->call.arg[at], fds, sizeof(fds)) < 0) {
 		CALL_NOW(r, t, SYS_close, (uint64_t)fds[0]);
 		CALL_NOW(r, t, SYS_close, (uint64_t)fds[1]);
-		call_respond(r, t, -EFAULT);
+		call_respond(t, -EFAULT);
 		return;
 	}
 	put_placeholder(r, t, fds[0], (flags & O_CLOEXEC) != 0, false);
 	put_placeholder(r, t, fds[1], (flags & O_CLOEXEC) != 0, false);
-	call_respond(r, t, 0);
+	call_respond(t, 0);
 }
 
-static void
-epoll_made(struct run *r, struct thread *t)
+struct epoll *
+epoll_add(struct run *r)
 {
-	bool cloexec = t->call.nr == SYS_epoll_create1 && (t->call.arg[0] & EPOLL_CLOEXEC) != 0;
 	struct epoll *e = calloc(1, sizeof(*e)), **slot = e != NULL ? ARRAY_ADD(r->epolls, r->nepolls) : NULL;
 
 	if (slot == NULL || (e->fd = epoll_create1(EPOLL_CLOEXEC)) < 0) {
 		if (slot != NULL)
 			r->nepolls--;
 		free(e);
+		return NULL;
+	}
+	return *slot = e;
+}
+
+static void
+epoll_made(struct run *r, struct thread *t)
+{
+	bool cloexec = t->call.nr == SYS_epoll_create1 && (t->call.arg[0] & EPOLL_CLOEXEC) != 0;
+	struct epoll *e = epoll_add(r);
+
+	if (e == NULL) {
 		put_placeholder(r, t, (int)t->result, cloexec, true);
 		return;
 	}
-	*slot = e;
 	file_set(r, t->process, t->result, THERE);
 	file_at(t->process, t->result)->epoll = e;
 	call_give_fd(r, t, e->fd, (int)t->result, cloexec, true);
@@ -458,11 +468,11 @@ epoll_made(struct run *r, struct thread *t)
 
 /* One message of struct mmsghdr, which has its length behind the struct msghdr. */
 static void
-message_of_many(struct run *r, struct thread *t)
+message_of_many(struct thread *t)
 {
 	uint32_t len = (uint32_t)t->result;
 
-	call_respond(r, t, thread_write(t, t->call.arg[1] + 56, &len, sizeof(len)) < 0 ? -EFAULT : 1);
+	call_respond(t, thread_write(t, t->call.arg[1] + 56, &len, sizeof(len)) < 0 ? -EFAULT : 1);
 }
 
 /* Files that came with a message. */
@@ -480,9 +490,9 @@ received(struct run *r, struct thread *t)
 			put_placeholder(r, t, fd, (t->sent.arg[2] & MSG_CMSG_CLOEXEC) != 0, false);
 	err = calldata_to_memory(&t->data, &t->sent, t->result, thread_read, thread_write, t);
 	if (err == 0 && t->call.nr == SYS_recvmmsg)
-		message_of_many(r, t);
+		message_of_many(t);
 	else
-		call_respond(r, t, err < 0 ? err : t->result);
+		call_respond(t, err < 0 ? err : t->result);
 }
 
 bool
@@ -491,22 +501,22 @@ table_complete(struct run *r, struct thread *t)
 	if (syscall_class(t->call.nr) != SYSCALL_BOTH)
 		return false;
 	if (t->result < 0) {
-		call_respond(r, t, t->result);
+		call_respond(t, t->result);
 		return true;
 	}
 	switch (t->call.nr) {
 	case SYS_close:
 		/* Nobody else can see that the placeholder goes, or what is of here; else it has been overlaid already. */
 		if (t->process->nthreads == 1)
-			call_continue(r, t);
+			call_continue(t);
 		else
-			call_respond(r, t, t->result);
+			call_respond(t, t->result);
 		return true;
 	case SYS_close_range:
 		if ((t->call.arg[2] & CLOSE_RANGE_CLOEXEC) != 0)
-			call_continue(r, t); /* placeholders, too */
+			call_continue(t); /* placeholders, too */
 		else
-			call_respond(r, t, 0);
+			call_respond(t, 0);
 		return true;
 	case SYS_pipe:
 	case SYS_pipe2:
@@ -518,7 +528,7 @@ table_complete(struct run *r, struct thread *t)
 		epoll_made(r, t);
 		return true;
 	case SYS_sendmmsg:
-		message_of_many(r, t);
+		message_of_many(t);
 		return true;
 	case SYS_recvmsg:
 	case SYS_recvmmsg:
@@ -526,7 +536,7 @@ table_complete(struct run *r, struct thread *t)
 		return true;
 	case SYS_fcntl:
 		if (t->call.arg[1] == F_SETFD) {
-			call_continue(r, t); /* the placeholder, too */
+			call_continue(t); /* the placeholder, too */
 			return true;
 		}
 		if (!duplicates(&t->call))

@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,19 +67,7 @@ process_add(struct run *r, pid_t pid)
 	return p;
 }
 
-static void
-tell(struct run *r, enum msg_type type, const uint32_t *words, size_t n)
-{
-	struct buf b = {0};
-
-	for (size_t i = 0; i < n; i++)
-		buf_put_u32(&b, words[i]);
-	if (!r->ended && (b.failed || link_send(&r->remote.link, type, 0, b.data, b.len) < 0))
-		run_lost(r, NULL);
-	buf_fini(&b);
-}
-
-static void
+void
 process_remove(struct run *r, struct process *p)
 {
 	for (size_t i = 0; i < r->nprocesses; i++)
@@ -93,108 +80,27 @@ process_remove(struct run *r, struct process *p)
 	free(p);
 }
 
+/* The last one of a process whose original is at home says how it ended: status is waitpid(2)'s. */
 static void
-thread_remove(struct run *r, struct thread *t)
+thread_remove(struct run *r, struct thread *t, int status)
 {
 	struct process *p = t->process;
+	const uint32_t words[2] = {t->number, (uint32_t)status};
 
-	tell(r, MSG_GONE, &t->number, 1);
+	if (r->away && p != NULL && p->nthreads == 1)
+		away_tell(r, MSG_ENDED, words, 2);
+	else
+		away_tell(r, MSG_GONE, words, 1);
 	for (size_t i = 0; i < r->nthreads; i++)
 		if (r->threads[i] == t)
 			r->threads[i--] = r->threads[--r->nthreads];
+	fork_drop(r, t);
 	wait_drop(t);
 	calldata_fini(&t->data);
 	free(t->exec_program);
 	free(t);
 	if (p != NULL && --p->nthreads == 0)
 		process_remove(r, p);
-}
-
-/* --- registers and memory; that it has been killed shows in its end, and is nothing to tell */
-
-int
-thread_get_regs(const struct thread *t, struct arch_regs *regs)
-{
-	int err;
-
-	log_hush(1);
-	err = tracee_get_regs(t->tid, regs);
-	log_hush(-1);
-	return err;
-}
-
-int
-thread_set_regs(const struct thread *t, const struct arch_regs *regs)
-{
-	int err;
-
-	log_hush(1);
-	err = tracee_set_regs(t->tid, regs);
-	log_hush(-1);
-	return err;
-}
-
-static int
-copy_memory(pid_t tid, taddr at, void *data, size_t len, bool writing)
-{
-	struct iovec ours = {data, len}, theirs = {(void *)(uintptr_t)at, len};
-	ssize_t n = writing ? process_vm_writev(tid, &ours, 1, &theirs, 1, 0) : process_vm_readv(tid, &ours, 1, &theirs, 1, 0);
-
-	return n == (ssize_t)len ? 0 : -EFAULT;
-}
-
-int
-thread_read(void *ctx, taddr at, void *data, size_t len)
-{
-	struct thread *t = ctx;
-
-	if (at >= t->peek_at && at - t->peek_at <= t->peeked && len <= t->peeked - (at - t->peek_at)) {
-		memcpy(data, t->peek + (at - t->peek_at), len);
-		return 0;
-	}
-	return copy_memory(t->tid, at, data, len, false);
-}
-
-int
-thread_write(void *ctx, taddr at, void *data, size_t len)
-{
-	struct thread *t = ctx;
-
-	t->peeked = 0;
-	return copy_memory(t->tid, at, data, len, true);
-}
-
-char *
-thread_string(struct thread *t, taddr at)
-{
-	size_t len = 0, room = 0;
-	char *text = NULL;
-
-	/* Up to the next page, or as much as an argument may have. */
-	while (len <= 128 << 10) {
-		size_t step = min_u64(page_up(at + len + 1) - (at + len), 1024);
-		char *more = realloc(text, room + step), *end;
-
-		if (more == NULL || thread_read(t, at + len, more + len, step) < 0) {
-			free(more != NULL ? more : text);
-			errno = more != NULL ? EFAULT : ENOMEM;
-			return NULL;
-		}
-		text = more;
-		room += step;
-		if (len == 0) {
-			t->peek_at = at;
-			t->peeked = min_u64(step, sizeof(t->peek));
-			memcpy(t->peek, text, t->peeked);
-		}
-		end = memchr(text + len, '\0', step);
-		if (end != NULL)
-			return text;
-		len += step;
-	}
-	free(text);
-	errno = ENAMETOOLONG;
-	return NULL;
 }
 
 /* --- going on */
@@ -215,13 +121,51 @@ start(struct thread *t)
 	}
 }
 
+struct process *
+process_copy(struct run *r, const struct process *from)
+{
+	struct process *p = process_add(r, 0);
+
+	if (p == NULL)
+		return NULL;
+	p->listener = from->listener;
+	p->program = from->program != NULL ? strdup(from->program) : NULL;
+	for (size_t fd = 0; fd < from->nfiles; fd++)
+		if (from->files[fd].where != NOWHERE) {
+			file_set(r, p, (int64_t)fd, from->files[fd].where);
+			file_at(p, (int64_t)fd)->epoll = from->files[fd].epoll;
+		}
+	return p;
+}
+
+void
+process_put_files(struct buf *b, const struct process *p)
+{
+	for (size_t fd = 0; fd < p->nfiles; fd++)
+		if (p->files[fd].where != NOWHERE)
+			buf_put_u32(b, (uint32_t)fd);
+}
+
+/* The other machine has it, too; its number for the new thread, that of its parent, and the files that it begins with. */
+static void
+tell_birth(struct run *r, const struct thread *t, const struct thread *parent, bool shared)
+{
+	struct buf b = {0};
+
+	buf_put_u32(&b, t->number);
+	buf_put_u32(&b, parent->number);
+	if (!shared)
+		process_put_files(&b, t->process);
+	if (b.failed || link_send(&r->remote.link, shared ? MSG_THREAD : MSG_PROCESS, 0, b.data, b.len) < 0)
+		run_lost(r, NULL);
+	buf_fini(&b);
+}
+
 static void
 birth(struct run *r, struct thread *parent)
 {
-	struct process *from = parent->process, *p;
 	unsigned long tid = 0;
 	struct thread *t;
-	struct buf b = {0};
 	bool shared;
 
 	if (ptrace(PTRACE_GETEVENTMSG, parent->tid, NULL, &tid) < 0)
@@ -234,28 +178,18 @@ birth(struct run *r, struct thread *parent)
 	if (t == NULL)
 		t = thread_add(r, (pid_t)tid);
 	shared = syscall(SYS_kcmp, parent->tid, (pid_t)tid, KCMP_FILES, 0, 0) == 0;
-	p = shared ? from : process_add(r, (pid_t)tid);
-	if (t == NULL || p == NULL) {
+	if (t != NULL)
+		t->process = r->away ? fork_done(r, parent, t) : shared ? parent->process : process_copy(r, parent->process);
+	if (t == NULL || t->process == NULL) {
 		run_lost(r, "out of memory");
 		return;
 	}
-	t->process = p;
-	p->nthreads++;
-	buf_put_u32(&b, t->number);
-	buf_put_u32(&b, parent->number);
-	if (!shared) {
-		p->program = from->program != NULL ? strdup(from->program) : NULL;
-		for (size_t fd = 0; fd < from->nfiles; fd++) {
-			if (from->files[fd].where == NOWHERE)
-				continue;
-			file_set(r, p, (int64_t)fd, from->files[fd].where);
-			file_at(p, (int64_t)fd)->epoll = from->files[fd].epoll;
-			buf_put_u32(&b, (uint32_t)fd);
-		}
-	}
-	if (b.failed || link_send(&r->remote.link, shared ? MSG_THREAD : MSG_PROCESS, 0, b.data, b.len) < 0)
-		run_lost(r, NULL);
-	buf_fini(&b);
+	if (t->process->nthreads++ == 0)
+		t->process->pid = (pid_t)tid;
+	if (r->away)
+		away_born(r, t);
+	else
+		tell_birth(r, t, parent, shared);
 	t->born = true;
 	start(t);
 }
@@ -268,21 +202,11 @@ bit(int sig)
 	return 1ULL << (sig - 1);
 }
 
-/* Silent. */
-static int
-read_status(const struct thread *t, struct proc_status *st)
-{
-	int proc = proc_open(t->tid), err = proc < 0 ? proc : proc_read_status(proc, st);
-
-	close_fd(&proc);
-	return err;
-}
-
 static bool
 has_handler(const struct thread *t, int sig)
 {
 	struct proc_status st = {0};
-	bool has = read_status(t, &st) == 0 && (st.sigcgt & bit(sig)) != 0;
+	bool has = thread_read_status(t, &st) == 0 && (st.sigcgt & bit(sig)) != 0;
 
 	proc_status_fini(&st);
 	return has;
@@ -294,7 +218,7 @@ has_signal(const struct thread *t)
 {
 	const uint64_t by_default = bit(SIGCHLD) | bit(SIGURG) | bit(SIGWINCH) | bit(SIGCONT);
 	struct proc_status st = {0};
-	bool has = read_status(t, &st) == 0 && ((st.sigpnd | st.shdpnd) & ~st.sigblk & ~st.sigign & ~(by_default & ~st.sigcgt)) != 0;
+	bool has = thread_read_status(t, &st) == 0 && ((st.sigpnd | st.shdpnd) & ~st.sigblk & ~st.sigign & ~(by_default & ~st.sigcgt)) != 0;
 
 	proc_status_fini(&st);
 	return has;
@@ -325,25 +249,26 @@ trace_tick(struct run *r)
 
 /* With a stop the kernel looks at a result before the thread is back in its program, and makes of it what it makes of its own. */
 static void
-return_and_stop(struct run *r, struct thread *t, int64_t result)
+return_and_stop(struct thread *t, int64_t result)
 {
 	ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
-	call_respond(r, t, result);
+	call_respond(t, result);
 }
 
 void
-trace_again(struct run *r, struct thread *t)
+trace_again(struct thread *t)
 {
-	return_and_stop(r, t, RESTART_AS_HANDLER_SAYS);
+	return_and_stop(t, RESTART_AS_HANDLER_SAYS);
 }
 
 void
-trace_interrupted(struct run *r, struct thread *t, bool not_begun)
+trace_interrupted(struct thread *t, bool not_begun)
 {
+	t->again = t->call;
 	if (syscall_class(t->call.nr) == SYSCALL_WAIT)
-		return_and_stop(r, t, RESTART_WITHOUT_HANDLER); /* whatever the handler says: signal(7) */
+		return_and_stop(t, RESTART_WITHOUT_HANDLER); /* whatever the handler says: signal(7) */
 	else
-		return_and_stop(r, t, not_begun && (t->call.nr == SYS_connect || is_prompt(&t->call)) ? RESTART_ALWAYS : RESTART_AS_HANDLER_SAYS);
+		return_and_stop(t, not_begun && (t->call.nr == SYS_connect || is_prompt(&t->call)) ? RESTART_ALWAYS : RESTART_AS_HANDLER_SAYS);
 }
 
 /*
@@ -370,9 +295,10 @@ begin_again(struct thread *t)
  * that lets the signal through, and gets the thread's own then.
  */
 static void
-signal_stop(struct thread *t, int sig)
+signal_stop(struct run *r, struct thread *t, int sig)
 {
 	struct arch_regs regs;
+	bool handled;
 
 	if (t->mask == MASK_HANDLER && sig == SIGTRAP && thread_get_regs(t, &regs) == 0) {
 		thread_write(t, regs.rsp + ARCH_HANDLER_MASK, &t->mask_own, sizeof(t->mask_own));
@@ -381,7 +307,12 @@ signal_stop(struct thread *t, int sig)
 		return;
 	}
 	begin_again(t);
-	if (t->mask == MASK_SET && has_handler(t, sig)) {
+	handled = has_handler(t, sig);
+	if (handled)
+		t->again.nr = -1; /* it hears of it; what it calls then is another wait */
+	if (r->away && !away_signal(r, t, sig, handled))
+		sig = 0;
+	if (sig != 0 && t->mask == MASK_SET && handled) {
 		t->mask = MASK_HANDLER;
 		go_on(t, PTRACE_SINGLESTEP, sig);
 		return;
@@ -422,7 +353,7 @@ settle_unborn(struct run *r, const struct process *gone)
 		struct proc_status st = {0};
 		bool known = false;
 
-		if (t->process == NULL && read_status(t, &st) == 0) {
+		if (t->process == NULL && thread_read_status(t, &st) == 0) {
 			for (size_t k = 0; k < r->nprocesses; k++)
 				known |= r->processes[k] != gone && (r->processes[k]->pid == st.ppid || r->processes[k]->pid == st.tgid);
 			if (!known)
@@ -437,7 +368,7 @@ over(struct run *r, struct thread *t, int status)
 {
 	bool first = t->tid == r->first;
 
-	thread_remove(r, t);
+	thread_remove(r, t, status);
 	settle_unborn(r, NULL);
 	if (first)
 		r->first = 0;
@@ -460,13 +391,16 @@ stopped(struct run *r, struct thread *t, int status)
 	case PTRACE_EVENT_EXEC:
 		return; /* taken care of before */
 	case PTRACE_EVENT_SECCOMP:
-		exec_stop(r, t);
+		if (!fork_stop(r, t))
+			exec_stop(r, t);
 		return;
 	case PTRACE_EVENT_STOP:
 		if (!t->born) {
 			t->stopped = true;
 			return;
 		}
+		if (r->away && t->process->stopping != (sig != SIGTRAP))
+			away_stopped(r, t, sig != SIGTRAP ? sig : 0, false);
 		t->process->stopping = sig != SIGTRAP;
 		if (sig == SIGTRAP)
 			wait_stopped(t, t->mask == MASK_SET && is_interrupted(t) && has_signal(t));
@@ -474,14 +408,16 @@ stopped(struct run *r, struct thread *t, int status)
 			stop_others(r, t);
 		go_on(t, sig == SIGTRAP ? PTRACE_CONT : PTRACE_LISTEN, 0);
 		/* The whole job is stopped, by its terminal or because there is no more of it: our shell has to see it. */
-		if (sig != SIGTRAP && t->tid == r->first && (sig != SIGSTOP || r->nprocesses == 1))
+		if (sig != SIGTRAP && t->tid == r->first && !r->away && (sig != SIGSTOP || r->nprocesses == 1))
 			kill(getpid(), SIGSTOP);
 		return;
 	default:
-		if (sig == (SIGTRAP | 0x80))
+		if (sig == (SIGTRAP | 0x80) && !fork_failed(r, t))
 			exec_syscall_stop(t);
+		else if (sig == (SIGTRAP | 0x80))
+			go_on(t, PTRACE_CONT, 0);
 		else
-			signal_stop(t, sig);
+			signal_stop(r, t, sig);
 	}
 }
 
@@ -501,7 +437,7 @@ event(struct run *r, pid_t tid, int status)
 		/* Another thread than the first has done it, and has the number of the first now; the others are gone. */
 		t = thread_find(r, (pid_t)was);
 		if (old != NULL)
-			thread_remove(r, old);
+			thread_remove(r, old, 0);
 		if (t != NULL) {
 			t->tid = tid;
 			t->process->pid = tid;
@@ -531,6 +467,38 @@ trace_events(struct run *r)
 
 	while ((tid = waitpid(-1, &status, __WALL | WNOHANG)) > 0)
 		event(r, tid, status);
+}
+
+struct process *
+trace_adopt(struct run *r, const struct handover_process *from)
+{
+	struct process *p = process_add(r, (pid_t)from->pid);
+
+	if (p == NULL)
+		return NULL;
+	for (size_t i = 0; i < from->nthreads; i++) {
+		struct thread *t = thread_add(r, (pid_t)from->threads[i].tid);
+
+		if (t == NULL)
+			return NULL;
+		t->number = (uint32_t)from->threads[i].number;
+		t->process = p;
+		t->born = t->stopped = true;
+		p->nthreads++;
+	}
+	p->program = from->program != NULL ? strdup(from->program) : NULL;
+	if (r->first == 0)
+		r->first = p->pid;
+	return p;
+}
+
+void
+trace_start(struct run *r)
+{
+	for (size_t i = 0; i < r->nthreads; i++) {
+		ptrace(PTRACE_SETOPTIONS, r->threads[i]->tid, NULL, (long)OPTIONS);
+		start(r->threads[i]);
+	}
 }
 
 int

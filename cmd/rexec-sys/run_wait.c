@@ -74,7 +74,7 @@ mask_argument(struct thread *t, uint64_t *mask)
 
 /* With another mask it has to be stopped, to get it, and then it calls again; at the end it is stopped once more. */
 static bool
-needs_mask(struct run *r, struct thread *t)
+needs_mask(struct thread *t)
 {
 	uint64_t mask;
 
@@ -82,7 +82,7 @@ needs_mask(struct run *r, struct thread *t)
 		return false;
 	t->mask_wanted = mask;
 	t->mask = MASK_WANTED;
-	trace_again(r, t);
+	trace_again(t);
 	return true;
 }
 
@@ -105,11 +105,11 @@ wait_stopped(struct thread *t, bool keep)
 
 /* It returns this, and has its own mask before it goes on. */
 static void
-respond(struct run *r, struct thread *t, int64_t result)
+respond(struct thread *t, int64_t result)
 {
 	if (t->mask == MASK_SET)
 		ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL);
-	call_respond(r, t, result);
+	call_respond(t, result);
 }
 
 bool
@@ -240,14 +240,14 @@ poll_call(struct run *r, struct thread *t)
 	/* A number without a file may still have a placeholder. */
 	if (err == 0 && there == 0 && nowhere == 0) {
 		wait_free(w);
-		call_continue(r, t);
+		call_continue(t);
 		return true;
 	}
 	if (err == 0 && there == w->n && t->call.nr == SYS_poll) {
 		wait_free(w);
 		return false; /* as it is */
 	}
-	if (err == 0 && needs_mask(r, t)) {
+	if (err == 0 && needs_mask(t)) {
 		wait_free(w);
 		return true;
 	}
@@ -261,7 +261,7 @@ poll_call(struct run *r, struct thread *t)
 		err = send_poll(r, t, ready_here(w) ? 0 : timeout_ms);
 	if (err < 0) {
 		wait_drop(t);
-		respond(r, t, err);
+		respond(t, err);
 	}
 	return true;
 }
@@ -383,18 +383,18 @@ epoll_call(struct run *r, struct thread *t)
 
 	if (f->where != THERE) {
 		if (f->where == HERE)
-			call_continue(r, t);
+			call_continue(t);
 		else
-			call_respond(r, t, -EBADF);
+			call_respond(t, -EBADF);
 		return true;
 	}
 	if (t->call.nr == SYS_epoll_ctl) {
 		if (file_where(t->process, (int)t->call.arg[2]) != HERE || f->epoll == NULL)
 			return false;
-		call_respond(r, t, control_here(t, f->epoll, (int)t->call.arg[1], (int)t->call.arg[2]));
+		call_respond(t, control_here(t, f->epoll, (int)t->call.arg[1], (int)t->call.arg[2]));
 		return true;
 	}
-	if (needs_mask(r, t))
+	if (needs_mask(t))
 		return true;
 	if ((f->epoll == NULL || f->epoll->nlocal == 0) && t->mask == MASK_OWN)
 		return false;
@@ -457,7 +457,7 @@ outcome(struct thread *t, struct wait *w)
 }
 
 bool
-wait_complete(struct run *r, struct thread *t)
+wait_complete(struct thread *t)
 {
 	struct wait *w = t->wait;
 	int64_t result;
@@ -466,7 +466,7 @@ wait_complete(struct run *r, struct thread *t)
 		return false;
 	result = outcome(t, w);
 	wait_drop(t);
-	respond(r, t, result);
+	respond(t, result);
 	return true;
 }
 

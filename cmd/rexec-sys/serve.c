@@ -129,7 +129,7 @@ look_after_children(struct listener *s)
 static int
 listen_for_ever(struct listener *s)
 {
-	struct pollfd p[2] = {{-1, POLLIN, 0}, {-1, POLLIN, 0}};
+	struct pollfd p[3] = {{-1, POLLIN, 0}, {-1, POLLIN, 0}, {s->options->pid != 0 ? pidfd_open_(s->options->pid) : -1, POLLIN, 0}};
 	char *name;
 	sigset_t set;
 	int ending = 0, err;
@@ -149,8 +149,13 @@ listen_for_ever(struct listener *s)
 	while (err == 0 && ending == 0) {
 		struct signalfd_siginfo info;
 
-		if (poll(p, 2, -1) < 0)
+		if (poll(p, 3, -1) < 0)
 			continue;
+		/* There is nothing left to serve. */
+		if (p[2].revents != 0) {
+			debug(LOG_VERBOSE, "process %d has ended", s->options->pid);
+			break;
+		}
 		while (read(s->signals, &info, sizeof(info)) == sizeof(info))
 			ending = info.ssi_signo != SIGCHLD ? (int)info.ssi_signo : ending;
 		look_after_children(s);
@@ -159,6 +164,7 @@ listen_for_ever(struct listener *s)
 	}
 	addr_unlisten(s->address, &s->socket);
 	close_fd(&s->signals);
+	close_fd(&p[2].fd);
 	while (s->nchildren > 0)
 		child_remove(s, 0); /* they serve on */
 	free(s->children);

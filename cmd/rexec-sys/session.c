@@ -9,15 +9,12 @@
 #include <string.h>
 #include <linux/close_range.h>
 #include <linux/magic.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
-#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,7 +22,8 @@
 #include "log.h"
 #include "guest.h"
 
-enum { OWN_FILES = 8 };
+enum { OWN_FILES = 8, PIECE = 128 << 10 };
+#define CALL_AT(p) ((uint64_t)(uintptr_t)(p))
 #define MQUEUE_MAGIC 0x19800202 /* not in linux/magic.h */
 
 /* --- what may be executed, and where */
@@ -139,55 +137,6 @@ may_wait(const struct calldata *c)
 	}
 }
 
-/*
- * Options of sockets whose value has addresses in it, is counted in something else than bytes, or has the kernel use memory when the call is
- * long over. They do not exist here.
- */
-static bool
-is_strange_option(const struct calldata *c)
-{
-	static const int options[] = {SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_EBPF, SO_ZEROCOPY};
-	int level = (int)c->arg[1].value, name = (int)c->arg[2].value;
-
-	if (c->nr != SYS_setsockopt && c->nr != SYS_getsockopt)
-		return false;
-	for (size_t i = 0; i < ARRAY_LEN(options); i++)
-		if (level == SOL_SOCKET && name == options[i])
-			return true;
-	return level == IPPROTO_TCP ? name == TCP_ZEROCOPY_RECEIVE
-	    : level != SOL_SOCKET && level != IPPROTO_IP && level != IPPROTO_IPV6 && level != IPPROTO_UDP && level != IPPROTO_ICMP &&
-		level != IPPROTO_ICMPV6 && level != SOL_NETLINK && level != IPPROTO_UDPLITE;
-}
-
-/* What the call must not ask of us. */
-static void
-tame(struct calldata *c)
-{
-	switch (c->nr) {
-	case SYS_ppoll: /* the mask is that of the caller's thread, and ours lets a cancel through */
-		c->arg[3].is_data = false, c->arg[3].value = 0;
-		break;
-	case SYS_epoll_pwait:
-	case SYS_epoll_pwait2:
-		c->arg[4].is_data = false, c->arg[4].value = 0;
-		break;
-	case SYS_pselect6:
-		c->arg[5].value = 0;
-		break;
-	case SYS_open: /* our buffers lie anywhere */
-		c->arg[1].value &= ~(uint64_t)O_DIRECT;
-		break;
-	case SYS_openat:
-		c->arg[2].value &= ~(uint64_t)O_DIRECT;
-		break;
-	case SYS_sendto:
-		c->arg[3].value &= ~(uint64_t)MSG_ZEROCOPY;
-		break;
-	case SYS_sendmsg:
-		c->arg[2].value &= ~(uint64_t)MSG_ZEROCOPY;
-	}
-}
-
 /* --- executing */
 
 /* In the process that is served: by a thread of ours there. */
@@ -218,10 +167,10 @@ session_execute(struct session *s, struct guest **guest, struct calldata *c, con
 
 	if (s->pid != 0) {
 		result = result == 0 ? execute_in(s, guest, c, cancelled) : result;
-	} else if (is_strange_option(c)) {
+	} else if (call_is_strange(c)) {
 		result = -ENOPROTOOPT;
 	} else if (result == 0) {
-		tame(c);
+		call_tame(c);
 		call = calldata_native(c, (taddr)(uintptr_t)c->data.data);
 		result = arch_interruptible_call(cancelled, &call);
 		calldata_native_done(c);
@@ -235,6 +184,40 @@ session_answer(struct session *s, uint32_t id, struct answer *a)
 {
 	link_send_parts(s->link, MSG_RESULT, id, &a->head, a->tail, a->tail_len);
 	buf_fini(&a->head);
+}
+
+/* A read of much of a file: while one piece is on its way, the next is read. */
+static void
+read_in_parts(struct session *s, uint32_t id, struct calldata *c)
+{
+	static const volatile int never;
+	unsigned char *at = c->data.data + c->arg[1].value;
+	int64_t result = 0, total = 0, left = (int64_t)min_u64(c->arg[1].len, c->arg[2].value);
+	struct answer a = {0};
+	int err = 0;
+
+	do {
+		struct arch_call call = {c->nr, {c->arg[0].value, CALL_AT(at), min_u64((uint64_t)(left - total), PIECE), c->arg[3].value + (uint64_t)total}};
+		static const unsigned char room[MSG_HEADER];
+
+		if (result > 0) {
+			a.head = (struct buf){0};
+			buf_put(&a.head, room, sizeof(room));
+			err = link_send_parts(s->link, MSG_PART, id, &a.head, at, (size_t)result);
+			buf_fini(&a.head);
+		}
+		result = arch_interruptible_call(&never, &call);
+		total += max_i64(result, 0);
+		if (result < (int64_t)call.arg[2] || total >= left || err < 0) {
+			buf_put(&a.head, room, sizeof(room));
+			buf_put_u64(&a.head, (uint64_t)(total > 0 ? total : result));
+			if (total > 0 || result == 0)
+				buf_put_u64(&a.head, (uint64_t)max_i64(result, 0));
+			a.tail = at, a.tail_len = (size_t)max_i64(result, 0);
+			session_answer(s, id, &a);
+			return;
+		}
+	} while (true);
 }
 
 static void
@@ -341,6 +324,8 @@ call(struct session *s, const struct msg_header *h, const unsigned char *body)
 		err = -EBADF;
 	if (err < 0)
 		answer(s, h->id, err == -ENOTSUP ? -ENOSYS : err);
+	else if (s->pid == 0 && e->with_reader && !may_wait(&c) && c.parts && c.arg[1].is_data)
+		read_in_parts(s, h->id, &c);
 	else if (s->pid == 0 && e->with_reader && !may_wait(&c))
 		session_execute(s, NULL, &c, &never, &a), session_answer(s, h->id, &a);
 	else if ((err = executor_call(e, &c, h->id)) == -EAGAIN)
@@ -383,27 +368,15 @@ handle(struct session *s, const struct msg_header *h, const unsigned char *body)
 /* --- the beginning and the end */
 
 static void
-put_facts(struct buf *out)
+put_own_facts(struct buf *out)
 {
-	uid_t r, e, s;
-	gid_t groups[1024];
+	uid_t u[3];
+	gid_t g[3], groups[1024];
 	int n = getgroups(ARRAY_LEN(groups), groups);
-	struct utsname u;
-	struct timespec now;
 
-	msg_put_hello(out);
-	getresuid(&r, &e, &s);
-	buf_put_u32(out, r), buf_put_u32(out, e), buf_put_u32(out, s);
-	getresgid(&r, &e, &s);
-	buf_put_u32(out, r), buf_put_u32(out, e), buf_put_u32(out, s);
-	buf_put_u32(out, (uint32_t)(n > 0 ? n : 0));
-	for (int i = 0; i < n; i++)
-		buf_put_u32(out, groups[i]);
-	uname(&u);
-	buf_put(out, &u, sizeof(u));
-	clock_gettime(CLOCK_REALTIME, &now);
-	buf_put_u64(out, (uint64_t)now.tv_sec);
-	buf_put_u64(out, (uint64_t)now.tv_nsec);
+	getresuid(&u[0], &u[1], &u[2]);
+	getresgid(&g[0], &g[1], &g[2]);
+	put_facts(out, u, g, groups, (size_t)max_i64(n, 0));
 }
 
 /* Our fds out of the way, and none for callers but 0, 1 and 2, which lead nowhere. */
@@ -460,7 +433,7 @@ session_run(struct link *link, pid_t pid)
 	if (err < 0)
 		return err;
 	first->with_reader = true;
-	put_facts(&facts);
+	put_own_facts(&facts);
 	err = link_send(link, MSG_FACTS, 0, facts.data, facts.len);
 	buf_fini(&facts);
 	while (err == 0 && (err = link_receive(link, &h, &body, true, 0)) == 0)

@@ -7,6 +7,7 @@
  *   session.c   what comes, and what is done with it
  *   executor.c  the threads
  *   guest.c     a thread in a process that is served
+ *   tame.c      what a call must not ask of us
  */
 #ifndef SESSION_H
 #define SESSION_H
@@ -66,6 +67,11 @@ struct answer {
 /* Execute it here and now; send what came of it. */
 void session_execute(struct session *s, struct guest **guest, struct calldata *c, const volatile int *cancelled, struct answer *a);
 void session_answer(struct session *s, uint32_t id, struct answer *a);
+
+/* tame.c: an option of sockets that does not exist for callers; what else the call must not ask of us is taken out of it. Body of FACTS. */
+bool call_is_strange(const struct calldata *c);
+void call_tame(struct calldata *c);
+void put_facts(struct buf *out, const uint32_t uid[3], const uint32_t gid[3], const uint32_t *groups, size_t ngroups);
 
 int executors_begin(void);
 /* What his thread does elsewhere: give it the call (taken); end a call that waits; follow fork, exec, the end of it. */

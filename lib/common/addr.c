@@ -6,7 +6,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "key.h"
 #include "log.h"
 
 /* A peer that is gone without a word is noticed after about this time. */
@@ -84,8 +84,8 @@ addr_parse(struct addr *a, const char *text)
 
 /* --- TCP */
 
-static bool
-is_loopback(const struct sockaddr *sa)
+bool
+addr_is_loopback(const struct sockaddr *sa)
 {
 	const struct sockaddr_in *in = (const void *)sa;
 	const struct sockaddr_in6 *in6 = (const void *)sa;
@@ -93,8 +93,8 @@ is_loopback(const struct sockaddr *sa)
 	return sa->sa_family == AF_INET ? ntohl(in->sin_addr.s_addr) >> 24 == 127 : sa->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr);
 }
 
-static void
-set_up(int fd, bool caller)
+void
+addr_set_up(int fd, bool caller)
 {
 	static const struct {
 		int level, name, value;
@@ -136,7 +136,7 @@ tcp_socket(const struct addr *a, bool listening)
 	if (found != 0)
 		return fail(EHOSTUNREACH, "%s: %s", a->text, gai_strerror(found));
 	for (ai = all; ai != NULL && fd < 0; ai = ai->ai_next) {
-		if (a->kind == ADDR_CLEAR && !is_loopback(ai->ai_addr)) {
+		if (a->kind == ADDR_CLEAR && !addr_is_loopback(ai->ai_addr)) {
 			err = -EPERM;
 			continue;
 		}
@@ -155,7 +155,7 @@ tcp_socket(const struct addr *a, bool listening)
 	if (fd < 0)
 		return fail(-err, err == -EPERM ? "%s: not a loopback address, and what is sent could be read (tcp: with --key)" : "%s: %s", a->text,
 		    strerror(-err));
-	set_up(fd, !listening);
+	addr_set_up(fd, !listening);
 	return fd;
 }
 
@@ -191,45 +191,14 @@ unix_socket(const struct addr *a, bool listening)
 	return fd;
 }
 
-/* --- ssh */
-
-/* By sh, with both ends of a socket pair as stdio; what it says goes to our stderr. */
-static int
-start_ssh(const struct addr *a, const char *program, struct link *l)
+int
+addr_socket(const struct addr *a, bool listening)
 {
-	const char *ssh = getenv("PMS_SSH") != NULL && getenv("PMS_SSH")[0] != '\0' ? getenv("PMS_SSH") : "ssh -T -o ServerAliveInterval=5 -o ServerAliveCountMax=3";
-	char *command = NULL;
-	int fds[2];
-	pid_t pid;
-
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
-		return fail_errno("socketpair");
-	pid = fork();
-	if (pid == 0) {
-		sigset_t none;
-
-		sigemptyset(&none);
-		sigprocmask(SIG_SETMASK, &none, NULL);
-		setsid(); /* what the terminal sends is for the program that runs */
-		dup2(fds[1], STDIN_FILENO);
-		dup2(fds[1], STDOUT_FILENO);
-		/* The shell takes the command apart, and gets the other words as they are. */
-		if (asprintf(&command, "exec %s \"$@\"", ssh) > 0)
-			execl("/bin/sh", "sh", "-c", command, "ssh", a->host, program, (char *)NULL);
-		_exit(127);
-	}
-	close(fds[1]);
-	if (pid < 0) {
-		close(fds[0]);
-		return fail_errno("fork");
-	}
-	link_init(l, fds[0], fds[0], a->text);
-	l->helper = pid;
-	return 0;
+	return a->kind == ADDR_UNIX ? unix_socket(a, listening) : tcp_socket(a, listening);
 }
 
-static int
-check_key(const struct addr *a, const char *key)
+int
+addr_check_key(const struct addr *a, const char *key)
 {
 	if ((a->kind == ADDR_TCP) == (key != NULL))
 		return 0;
@@ -237,49 +206,15 @@ check_key(const struct addr *a, const char *key)
 }
 
 int
-addr_connect(const struct addr *a, const char *key, const char *program, struct link *l)
-{
-	int fd = check_key(a, key);
-
-	if (fd < 0)
-		return fd;
-	if (a->kind == ADDR_SSH)
-		return start_ssh(a, program, l);
-	if (a->kind == ADDR_STDIO)
-		return fail(EINVAL, "-: input and output are the command's; a connection can be had as fd:N");
-	if (a->kind == ADDR_FD)
-		return addr_take(a, l);
-	fd = a->kind == ADDR_UNIX ? unix_socket(a, false) : tcp_socket(a, false);
-	if (fd < 0)
-		return fd;
-	link_init(l, fd, fd, a->text);
-	return a->kind == ADDR_TCP ? link_secure(l, key, false) : 0;
-}
-
-int
-addr_take(const struct addr *a, struct link *l)
-{
-	int in = fd_move_up(dup(a->kind == ADDR_FD ? a->fd : STDIN_FILENO), 10);
-	int out = a->kind == ADDR_FD ? in : fd_move_up(dup(STDOUT_FILENO), 10);
-
-	if (in < 0 || out < 0)
-		return fail(EBADF, "%s: not open", a->text);
-	link_init(l, in, out, a->kind == ADDR_FD ? a->text : "the other end");
-	if (a->kind == ADDR_FD)
-		close(a->fd);
-	return 0;
-}
-
-int
 addr_listen(const struct addr *a, const char *key)
 {
-	int err = check_key(a, key);
+	int err = addr_check_key(a, key);
 
 	if (err == 0)
-		err = a->kind == ADDR_TCP ? link_check_key(key) : 0;
+		err = a->kind == ADDR_TCP ? key_check(key) : 0;
 	if (err < 0)
 		return err;
-	return a->kind == ADDR_UNIX ? unix_socket(a, true) : tcp_socket(a, true);
+	return addr_socket(a, true);
 }
 
 void
@@ -306,29 +241,4 @@ addr_listening(const struct addr *a, int fd)
 		ntohs(sa.ss_family == AF_INET ? ((struct sockaddr_in *)&sa)->sin_port : ((struct sockaddr_in6 *)&sa)->sin6_port)) < 0)
 		return NULL;
 	return text;
-}
-
-int
-addr_welcome(const struct addr *a, const char *key, int fd, struct link *l)
-{
-	struct ucred peer;
-	struct sockaddr_storage sa;
-	socklen_t n = sizeof(peer);
-	char name[64] = "caller";
-
-	set_up(fd, false);
-	if (a->kind == ADDR_UNIX) {
-		if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n) < 0 || (peer.uid != geteuid() && peer.uid != 0)) {
-			close(fd);
-			return fail(EPERM, "%s: a caller of another user (uid %d) is not permitted", a->text, (int)peer.uid);
-		}
-		snprintf(name, sizeof(name), "caller pid %d", (int)peer.pid);
-	}
-	n = sizeof(sa);
-	if (a->kind == ADDR_CLEAR && (getpeername(fd, (void *)&sa, &n) < 0 || !is_loopback((void *)&sa))) {
-		close(fd);
-		return fail(EPERM, "%s: a caller who is not on this host", a->text);
-	}
-	link_init(l, fd, fd, name);
-	return a->kind == ADDR_TCP ? link_secure(l, key, true) : 0;
 }

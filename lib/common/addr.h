@@ -41,4 +41,13 @@ int addr_welcome(const struct addr *a, const char *key, int fd, struct link *l);
 /* -, fd:N: the one that is there already. */
 int addr_take(const struct addr *a, struct link *l);
 
+/* A socket that is connected to, or bound to and listening at, unix:, tcp: or tcp-clear:. An fd, or a negative errno, logged. */
+int addr_socket(const struct addr *a, bool listening);
+/* tcp: needs a key, and nothing else has a use for one. Returns 0 or -EINVAL, logged. */
+int addr_check_key(const struct addr *a, const char *key);
+/* A connection whose other end is gone is to be noticed. */
+void addr_set_up(int fd, bool caller);
+struct sockaddr;
+bool addr_is_loopback(const struct sockaddr *sa);
+
 #endif

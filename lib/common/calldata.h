@@ -26,6 +26,7 @@ struct calldata {
 	unsigned nargs;  /* as the table has it */
 	unsigned shown;  /* of a call as text: those that were given, or follow from them */
 	struct buf data; /* what the pointers lead to; 16-aligned each */
+	bool parts;      /* what it reads may come in several pieces */
 	uint32_t rooms[2]; /* of a struct msghdr that is to be filled: for the name, and for control data */
 };
 

@@ -7,9 +7,9 @@
 
 #include "calldata.h"
 
-/* --- on the wire: number, then for each argument 0 and its value, 1 and its data, or 2 and the length of the room */
+/* --- on the wire: number, then for each argument 0 and its value, 1 and its data, 2 and the length of the room, or 3 and that of one that may be filled in parts */
 
-enum { VALUE, DATA, ROOM };
+enum { VALUE, DATA, ROOM, PARTS };
 enum { TAIL_MIN = 16 << 10, SLACK = 4096 };
 
 void
@@ -20,7 +20,7 @@ calldata_put_call(struct buf *out, const struct calldata *c)
 		const struct calldata_arg *a = &c->arg[i];
 		bool takes = calldata_takes(a) || calldata_is(a, "msgr");
 
-		buf_put_u8(out, !a->is_data ? VALUE : takes ? DATA : ROOM);
+		buf_put_u8(out, !a->is_data ? VALUE : takes ? DATA : c->parts && a->type[0] == 'r' ? PARTS : ROOM);
 		buf_put_u64(out, a->is_data ? a->len : a->value);
 		if (calldata_is(a, "msgr") && a->is_data)
 			buf_put(out, c->data.data + a->value, CALLDATA_MSG);
@@ -75,6 +75,10 @@ get_arg(struct calldata *c, unsigned i, struct rbuf *r)
 	const void *data;
 	int err;
 
+	if (form == PARTS && a->type[0] == 'r' && (c->nr == SYS_read || c->nr == SYS_pread64)) {
+		c->parts = true;
+		form = ROOM;
+	}
 	if (r->failed || form != (form == VALUE ? VALUE : takes ? DATA : ROOM))
 		return -EPROTO;
 	if (form == VALUE) {

@@ -12,7 +12,7 @@
 #include "base.h"
 #include "buf.h"
 
-#define FRAME_RAW_MAX (128u << 10) /* what a single raw block can hold */
+#define FRAME_RAW_MAX (64u << 10)  /* at most 128 KiB, what a single raw block can hold; a page that is needed waits for a whole frame */
 #define FRAME_HEAD 16              /* room in front of the content for the header of a stored frame */
 #define FRAME_PACKED_MAX (FRAME_RAW_MAX + 1024)
 
@@ -69,6 +69,9 @@ uint32_t frame_checksum(const unsigned char *packed, size_t n);
 void seek_table_add(struct buf *table, uint32_t packed_len, uint32_t raw_len);
 /* Wrap the entries into the frame that stands at the end of an image. */
 void seek_table_finish(struct buf *out, const struct buf *table);
+enum { SEEK_ENTRY = 8, SEEK_FOOTER = 9 };
+/* The last SEEK_FOOTER bytes of an image: number of entries, or -EBADMSG. */
+int64_t seek_table_count(const unsigned char footer[SEEK_FOOTER]);
 
 /* Control frames of pms, skipped by every other reader of zstd. */
 #define CONTROL_MAGIC 0x184D2A5CU

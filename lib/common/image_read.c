@@ -185,11 +185,11 @@ image_pages_read(const struct image_reader *r)
 	return r->pages;
 }
 
-/* header.json, objects.json, end.json, task/N.json, file/N, vdso/N, pages/N/N */
+/* header.json, objects.json, end.json, pages.index, task/N.json, file/N, vdso/N, pages/N/N */
 static bool
 name_is_known(const char *name)
 {
-	static const char *const exact[] = {"header.json", "objects.json", "end.json"};
+	static const char *const exact[] = {"header.json", "objects.json", "end.json", INDEX_NAME};
 	static const char *const under[] = {"task/", "file/", "vdso/", "pages/"};
 
 	for (size_t i = 0; i < ARRAY_LEN(exact); i++)
@@ -240,18 +240,13 @@ check_end(struct image_reader *r)
 	return err;
 }
 
-int
-image_next(struct image_reader *r, char name[IMAGE_NAME_MAX], uint64_t *size)
+/* The header of the next member, whatever it is: its name, checked to be one that an image has. */
+static int
+next_member(struct image_reader *r, char name[IMAGE_NAME_MAX])
 {
 	const char *path;
-	int err;
+	int err = archive_read_next_header(r->tar, &r->entry);
 
-	if (!r->begun && archive_read_open(r->tar, r, NULL, give_tar, NULL) != ARCHIVE_OK)
-		return tar_failed(r);
-	r->begun = true;
-	if (r->chunk_left > 0)
-		return bad(r, "a chunk was not read"); /* the caller's mistake */
-	err = archive_read_next_header(r->tar, &r->entry);
 	if (err == ARCHIVE_EOF)
 		return bad(r, "truncated: it has no end marker");
 	if (err != ARCHIVE_OK)
@@ -263,6 +258,24 @@ image_next(struct image_reader *r, char name[IMAGE_NAME_MAX], uint64_t *size)
 	    archive_entry_sparse_count(r->entry) > 0)
 		return bad(r, "a member that no image has");
 	strcpy(name, path);
+	return 0;
+}
+
+int
+image_next(struct image_reader *r, char name[IMAGE_NAME_MAX], uint64_t *size)
+{
+	int err;
+
+	if (!r->begun && archive_read_open(r->tar, r, NULL, give_tar, NULL) != ARCHIVE_OK)
+		return tar_failed(r);
+	r->begun = true;
+	if (r->chunk_left > 0)
+		return bad(r, "a chunk was not read"); /* the caller's mistake */
+	/* The index is for those who do not read from the beginning. */
+	while ((err = next_member(r, name)) == 0 && strcmp(name, INDEX_NAME) == 0)
+		r->members++;
+	if (err < 0)
+		return err;
 	r->chunk_pid = strncmp(name, "pages/", 6) == 0 ? strtoll(name + 6, NULL, 10) : 0;
 	*size = r->size = (uint64_t)archive_entry_size(r->entry);
 	if (strcmp(name, "end.json") == 0)

@@ -24,6 +24,7 @@ struct image_writer {
 	/* While pages are put: the packed frame that stands for the bytes that libarchive is given. */
 	const struct frame *ready;
 	struct buf seek_table;
+	struct buf index; /* where each chunk is */
 	struct digest *digest; /* of lengths and checksums */
 	uint64_t bytes, members, pages;
 };
@@ -125,6 +126,7 @@ image_writer_free(struct image_writer *w)
 	archive_entry_free(w->entry);
 	digest_free(w->digest);
 	buf_fini(&w->seek_table);
+	buf_fini(&w->index);
 	free(w->frame);
 	free(w);
 }
@@ -194,12 +196,29 @@ image_put_content(struct image_writer *w, const char *name, uint64_t size, image
 	return err < 0 ? err : finish_entry(w, name);
 }
 
+/* How many frames there are. */
+static uint32_t
+frames_done(const struct image_writer *w)
+{
+	return (uint32_t)(w->seek_table.len / SEEK_ENTRY);
+}
+
+/* The header of a chunk is about to be put, and is all in the frame at hand. */
+static void
+add_to_index(struct image_writer *w, int64_t pid, const struct chunk_job *c)
+{
+	const struct page_run *last = &c->out[c->nout - 1];
+	struct chunk_place at = {pid, c->out[0].addr, last->addr + last->npages * PAGE_BYTES, frames_done(w), (uint32_t)w->frame->raw_len};
+
+	chunk_place_put(&w->index, &at);
+}
+
 static int
 put_chunk(struct image_writer *w, int64_t pid, uint64_t number, const struct chunk_job *c)
 {
 	char name[IMAGE_NAME_MAX];
 	struct buf head = {0};
-	int err;
+	int err = 0;
 
 	if (c->err < 0)
 		return fail(-c->err, "pid %" PRId64 ": memory at %#" PRIx64 ": %s", pid, c->in[0].addr,
@@ -208,9 +227,14 @@ put_chunk(struct image_writer *w, int64_t pid, uint64_t number, const struct chu
 		return 0;
 	snprintf(name, sizeof(name), "pages/%" PRId64 "/%08" PRIu64, pid, number);
 	chunk_header_put(&head, c->out, c->nout);
-	err = head.failed ? -ENOMEM : put_header(w, name, head.len + c->npages * PAGE_BYTES);
+	if (w->frame->raw_len + TAR_HEADER + head.len > FRAME_RAW_MAX)
+		err = flush(w);
 	if (err == 0)
+		err = head.failed ? -ENOMEM : put_header(w, name, head.len + c->npages * PAGE_BYTES);
+	if (err == 0) {
+		add_to_index(w, pid, c);
 		err = put_data(w, name, head.data, head.len);
+	}
 	if (err == 0)
 		err = flush(w);
 	for (size_t i = 0; err == 0 && i < c->nframes; i++) {
@@ -293,14 +317,22 @@ int
 image_finish(struct image_writer *w)
 {
 	char hex[DIGEST_HEX];
-	struct image_end end = {w->members, w->pages, hex};
+	struct image_end end = {.digest = hex};
 	struct buf table = {0};
 	size_t len;
 	char *text;
 	int err = flush(w);
 
+	end.index = frames_done(w);
+	if (err == 0)
+		err = w->index.failed ? -ENOMEM : image_put(w, INDEX_NAME, w->index.data, w->index.len);
+	/* Frames of their own: so both are found from the end. */
+	if (err == 0)
+		err = flush(w);
 	if (err < 0)
 		return err;
+	end.members = w->members;
+	end.pages = w->pages;
 	digest_hex(w->digest, hex);
 	text = record_to_text(&record_end, &end, &len);
 	err = text == NULL ? -ENOMEM : image_put(w, "end.json", text, len);

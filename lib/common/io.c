@@ -4,11 +4,16 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static bool (*give_up)(void);
@@ -42,6 +47,29 @@ bool
 io_stood_in(int fd)
 {
 	return fd >= 0 && fd <= STDERR_FILENO && stood_in[fd];
+}
+
+void
+io_raise_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+void
+io_leave_stdio(bool errors)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	struct stat st;
+
+	for (int fd = 0; null >= 0 && fd < 3; fd++)
+		if (fd < 2 || (errors && fstat(fd, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISCHR(st.st_mode)))
+			dup2(null, fd);
+	close_fd(&null);
 }
 
 int
@@ -239,6 +267,24 @@ pidfd_kill(int pidfd, int sig)
 	return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0) < 0 ? -errno : 0;
 }
 
+int
+poll_looking(struct pollfd *fds, size_t n, int timeout_ms, int64_t look_ns)
+{
+	struct timespec now, from;
+	int ready = 0;
+
+	if (look_ns > 0 && timeout_ms != 0) {
+		clock_gettime(CLOCK_MONOTONIC, &from);
+		do {
+			ready = poll(fds, n, 0);
+			if (ready == 0)
+				sched_yield();
+			clock_gettime(CLOCK_MONOTONIC, &now);
+		} while (ready == 0 && (now.tv_sec - from.tv_sec) * 1000000000L + now.tv_nsec - from.tv_nsec < look_ns);
+	}
+	return ready != 0 ? ready : poll(fds, n, timeout_ms);
+}
+
 int64_t
 now_ms(void)
 {
@@ -246,4 +292,82 @@ now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+int
+mem_read(int mem, taddr addr, void *data, size_t len)
+{
+	char *p = data;
+
+	while (len > 0) {
+		ssize_t n = pread(mem, p, len, (off_t)addr);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		addr += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+int
+mem_write(int mem, taddr addr, const void *data, size_t len)
+{
+	const char *p = data;
+
+	while (len > 0) {
+		ssize_t n = pwrite(mem, p, len, (off_t)addr);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		p += n;
+		addr += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* Room for one. */
+union one_file {
+	struct cmsghdr header;
+	char room[CMSG_SPACE(sizeof(int))];
+};
+
+ssize_t
+io_send_file(int sock, const void *data, size_t len, int file)
+{
+	union one_file control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+	struct iovec iov = {(void *)(uintptr_t)data, len};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = file >= 0 ? &control : NULL, .msg_controllen = file >= 0 ? sizeof(control.room) : 0};
+	ssize_t n;
+
+	memcpy(CMSG_DATA(&control.header), &file, sizeof(file));
+	do
+		n = sendmsg(sock, &m, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
+ssize_t
+io_receive_file(int sock, void *data, size_t len, int *file)
+{
+	union one_file control;
+	struct iovec iov = {data, len};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control.room)};
+	const struct cmsghdr *c;
+	ssize_t n;
+
+	*file = -1;
+	do
+		n = recvmsg(sock, &m, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	c = n < 0 ? NULL : CMSG_FIRSTHDR(&m);
+	if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len >= CMSG_LEN(sizeof(int)))
+		memcpy(file, CMSG_DATA(c), sizeof(*file));
+	return n < 0 ? -errno : n;
 }

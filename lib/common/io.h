@@ -20,6 +20,15 @@ void io_keep_stdio(void);
 /* Was this one of them that did not exist before? */
 bool io_stood_in(int fd);
 
+/* As many open files as may be. */
+void io_raise_limit(void);
+
+/*
+ * Standard input and output are /dev/null from now on; so are errors with `errors`, but in a file or on a terminal: who reads what we say, such as a remote
+ * shell, is not to wait for our end.
+ */
+void io_leave_stdio(bool errors);
+
 /* Silent. Write all of it. Returns 0, or a negative errno. */
 int write_full(int fd, const void *data, size_t len);
 
@@ -61,7 +70,22 @@ int fd_move_up(int fd, int min);
 int pidfd_open_(pid_t pid);
 int pidfd_kill(int pidfd, int sig);
 
+struct pollfd;
+/* poll(2), which first looks for look_ns without going to sleep, and lets others run who want to. 0: poll(2). */
+int poll_looking(struct pollfd *fds, size_t n, int timeout_ms, int64_t look_ns);
+
 /* Monotonic clock, in milliseconds. */
 int64_t now_ms(void);
+
+/*
+ * A message on a Unix socket, and with it an open file (-1: none). Returns the bytes of it, or a negative errno. *file is -1 where none came; the
+ * caller closes it. Silent.
+ */
+ssize_t io_send_file(int sock, const void *data, size_t len, int file);
+ssize_t io_receive_file(int sock, void *data, size_t len, int *file);
+
+/* Memory through /proc/PID/mem. Return 0, or a negative errno. Silent. */
+int mem_read(int mem, taddr addr, void *data, size_t len);
+int mem_write(int mem, taddr addr, const void *data, size_t len);
 
 #endif

@@ -24,7 +24,7 @@ const struct kind *const kinds[KIND_COUNT] = {
 int
 kind_of(const struct kind_save *s)
 {
-	int i = 0;
+	int i = s->home ? KIND_home : 0;
 
 	while (i < KIND_unknown && !kinds[i]->match(s))
 		i++;
@@ -62,7 +62,10 @@ kind_get_fd(const struct kind_save *s)
 {
 	long fd = syscall(SYS_pidfd_getfd, s->pidfd, s->fd, 0);
 
-	return fd < 0 ? -errno : (int)fd;
+	if (fd >= 0)
+		return (int)fd;
+	/* That takes what ptrace(2) takes. */
+	return s->coop != NULL && (errno == EPERM || errno == ENOSYS) ? coop_get_fd(s->coop, s->fd) : -errno;
 }
 
 void
@@ -164,7 +167,7 @@ kind_fdinfo_number(const char *text, const char *key, int base, uint64_t *value)
 int
 kind_held_fd(const struct held *h)
 {
-	struct kind_save s = {.pidfd = h->pidfd, .fd = h->fd};
+	struct kind_save s = {.pidfd = h->pidfd, .fd = h->fd, .coop = h->coop};
 
 	return kind_get_fd(&s);
 }

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "call.h"
+#include "coop.h"
 #include "model.h"
 #include "proc.h"
 #include "report.h"
@@ -17,6 +18,7 @@
 struct held {
 	pid_t pid;      /* of the process, as we see it */
 	int pidfd, proc, fd;
+	struct coop *coop; /* the process is asked; borrowed; or NULL */
 	char *link;     /* what /proc/PID/fd/N reads as; owned */
 	struct stat st;
 	struct proc_fdinfo info;
@@ -66,6 +68,7 @@ struct kind_save {
 	pid_t pid;      /* as this process sees it */
 	int proc;       /* fd of /proc/PID */
 	int pidfd;
+	struct coop *coop; /* as in struct held */
 	int fd;         /* its number there */
 	const char *link; /* what /proc/PID/fd/N reads as */
 	struct stat st;
@@ -82,6 +85,7 @@ struct kind_save {
 	bool look_only; /* ckpt --check: nothing of it is touched */
 	bool stays;     /* the original goes on, or may: -c, -S */
 	bool tcp_reset; /* --tcp=close */
+	bool home;      /* all of them stay where they are */
 	const char *image_id;
 	int64_t elapsed_ns; /* since the times in the header */
 	struct objects *objects;
@@ -115,8 +119,7 @@ struct kind_load {
 	size_t nmaps;
 	const struct inherit *inherits;
 	size_t ninherits;
-	bool stdin_taken;    /* restart reads the image from its stdin, */
-	bool stdout_taken;   /* and its stdout is a channel: not for the program */
+	int stdio[3];        /* what takes the place of ends outside that it has as standard input, output and error; -1: /dev/null */
 	bool tcp_reset;      /* --tcp=close */
 	const char *image_id;
 	struct netlock **netlock; /* as in struct kind_shared */

@@ -246,11 +246,10 @@ kind_external_stdio(const struct kind_load *l, const struct ofd *ofd)
 	if (l->lowest > 2)
 		return fail(ENOENT, "fd %d: %s: its other end is not here (--inherit %d=FD gives it one)",
 		    l->lowest, ofd->path, l->lowest);
-	if ((l->lowest == 0 && l->stdin_taken) || (l->lowest == 1 && l->stdout_taken) ||
-	    fcntl(l->lowest, F_GETFD) < 0)
+	if (l->stdio[l->lowest] < 0 || fcntl(l->stdio[l->lowest], F_GETFD) < 0)
 		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	else
-		fd = fcntl(l->lowest, F_DUPFD_CLOEXEC, 3);
+		fd = fcntl(l->stdio[l->lowest], F_DUPFD_CLOEXEC, 3);
 	return fd < 0 ? fail_errno("fd %d", l->lowest) : fd;
 }
 

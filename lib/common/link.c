@@ -13,7 +13,7 @@
 #include "log.h"
 #include "tls.h"
 
-enum { READ_AHEAD = 64 << 10, ABSORB_MAX = 64 << 20, PATIENCE_MS = 2000 };
+enum { READ_AHEAD = 64 << 10, ABSORB_MAX = 64 << 20, ABSORB_ALONE_MAX = 512 << 20, PATIENCE_MS = 2000 };
 
 void
 link_init(struct link *l, int in, int out, const char *peer)
@@ -161,8 +161,8 @@ send_all(struct link *l, struct iovec piece[2])
 {
 	while (piece[0].iov_len + piece[1].iov_len > 0) {
 		ssize_t n = send_some(l, piece);
-		bool absorb = l->side == SIDE_CALLER && l->input.len - l->taken < ABSORB_MAX;
-		struct pollfd p[2] = {{l->out, POLLOUT, 0}, {absorb ? l->in : -1, POLLIN, 0}};
+		bool absorb = l->alone ? l->input.len - l->taken < ABSORB_ALONE_MAX : l->side == SIDE_CALLER && l->input.len - l->taken < ABSORB_MAX;
+		struct pollfd p[3] = {{l->out, POLLOUT, 0}, {absorb ? l->in : -1, POLLIN, 0}, {l->alone ? l->urgent : -1, POLLIN, 0}};
 
 		if (n > 0) {
 			consume(piece, (size_t)n);
@@ -170,7 +170,9 @@ send_all(struct link *l, struct iovec piece[2])
 		}
 		if (n != -EAGAIN && n != -EINTR)
 			return (int)(n == 0 ? -EPIPE : n);
-		poll(p, 2, -1);
+		poll(p, 3, -1);
+		if (p[2].revents != 0)
+			return -EINTR;
 		/* The other side may be stuck the same way, until we take what it sends. */
 		if (p[1].revents != 0 && (n = fill(l, 0)) <= 0 && n != -EAGAIN)
 			return n == 0 ? -ECONNRESET : (int)n;
@@ -194,12 +196,15 @@ link_send_parts(struct link *l, enum msg_type type, uint32_t id, struct buf *b, 
 	if (err == 0)
 		memcpy(b->data, head.data, MSG_HEADER);
 	buf_fini(&head);
-	if (l->broken)
+	if (l->broken || l->mute)
 		err = -ECONNRESET;
 	else if (err < 0)
 		err = fail(EPROTO, "%s: a message out of order", l->peer); /* our own mistake */
-	if (err == 0 && (err = send_all(l, piece)) < 0)
-		err = broken(l, ECONNRESET, "the connection is lost");
+	/* What the other end has said before it went is still to be read by the one who is alone. */
+	if (err == 0 && (err = send_all(l, piece)) < 0) {
+		err = l->alone ? -ECONNRESET : broken(l, ECONNRESET, "the connection is lost");
+		l->mute = true;
+	}
 	pthread_mutex_unlock(&l->lock);
 	return err;
 }
@@ -383,12 +388,11 @@ link_pull(struct link *l, void *data, size_t len)
 }
 
 int
-link_secure(struct link *l, const char *key, bool server)
+link_handshake(struct link *l)
 {
 	int64_t deadline = now_ms() + LINK_HANDSHAKE_MS;
-	int err = tls_new(&l->tls, key, l->in, server);
 
-	while (err == 0) {
+	for (;;) {
 		int want = tls_handshake(l->tls);
 
 		if (want <= 0)
@@ -397,15 +401,12 @@ link_secure(struct link *l, const char *key, bool server)
 			return fail(ETIMEDOUT, "%s: does not answer", l->peer);
 		wait_for(l->in, want == TLS_WANTS_WRITE ? POLLOUT : POLLIN, (int)max_i64(0, deadline - now_ms()));
 	}
-	return err;
 }
 
 int
-link_check_key(const char *key)
+link_secure(struct link *l, const char *key, bool server)
 {
-	struct ssl_st *tls = NULL;
-	int err = tls_new(&tls, key, -1, true);
+	int err = tls_new(&l->tls, key, l->in, server);
 
-	tls_free(tls);
-	return err;
+	return err < 0 ? err : link_handshake(l);
 }

@@ -23,6 +23,8 @@ struct link {
 	struct buf input;     /* what has come, from `taken` on not yet taken */
 	size_t taken;
 	bool broken;
+	bool mute;            /* nothing can be sent any more */
+	bool alone;           /* who sends is who reads, and must not wait for ever: urgent ends that, too */
 };
 
 enum { LINK_HANDSHAKE_MS = 10000 };
@@ -31,8 +33,8 @@ enum { LINK_HANDSHAKE_MS = 10000 };
 void link_init(struct link *l, int in, int out, const char *peer);
 /* TLS 1.3 with the key in this file, as server or as client. Returns 0, or a negative errno, logged. */
 int link_secure(struct link *l, const char *key, bool server);
-/* Can the key be used? Returns 0, or a negative errno, logged: -EACCES if others can read it. */
-int link_check_key(const char *key);
+/* The second half of that, where tls is there already. */
+int link_handshake(struct link *l);
 /* Its fds get numbers of at least min, close-on-exec. Returns 0, or a negative errno. Silent. */
 int link_move_up(struct link *l, int min);
 void link_close(struct link *l);

@@ -10,8 +10,8 @@
 static const char *log_prog = "pms";
 static int log_verbosity;
 static int log_fd = STDERR_FILENO;
-static int log_hushed;
-static char last_failure[512] = "failed", last_hushed[512] = "failed";
+static _Thread_local int log_hushed;
+static _Thread_local char last_failure[512] = "failed", last_hushed[512] = "failed";
 static bool progress_shown;
 static double progress_start;
 static double progress_last;
@@ -33,6 +33,12 @@ const char *
 log_last_hushed(void)
 {
 	return last_hushed;
+}
+
+int
+log_level(void)
+{
+	return log_verbosity;
 }
 
 void

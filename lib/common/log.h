@@ -14,6 +14,9 @@ enum { LOG_QUIET = -1, LOG_NORMAL = 0, LOG_VERBOSE = 1, LOG_DEBUG = 2 };
 /* prog is borrowed for the life of the program. */
 void log_init(const char *prog, int level);
 
+/* As log_init() was told. */
+int log_level(void);
+
 /* Messages go to this fd (borrowed) from now on. */
 void log_to(int fd);
 

@@ -155,18 +155,31 @@ next_batch(const struct script *s, struct batch *b)
 	return b->n > 0;
 }
 
+/* The same without a tracer: everything is in memory that both have. */
 static int
-run_batch(struct loop *loop, struct tracee *t, struct script *s, const struct batch *b)
+run_shared(const struct loop *loop, const struct tracee *t, struct script *s, const struct batch *b, struct arch_script_entry *e)
 {
-	struct arch_script_entry *e = calloc(b->n + 1, sizeof(*e));
-	taddr entries = loop->at + ENTRIES_AT, data = loop->at + DATA_AT;
-	struct arch_regs regs = t->regs;
+	unsigned char *shared = untraced_shared(loop->untraced), *entries = shared + ENTRIES_AT - PAGE_BYTES, *data = shared + DATA_AT - PAGE_BYTES;
+	taddr first = loop->at + ENTRIES_AT;
 	int err;
 
-	if (e == NULL)
-		return -ENOMEM;
-	fill_entries(loop, t, s, b, e);
-	err = mem_write(loop->mem, entries, e, (b->n + 1) * sizeof(*e));
+	memcpy(entries, e, b->n * sizeof(*e));
+	memcpy(data, s->data.data + b->data, b->data_end - b->data);
+	err = untraced_run(loop->untraced, t->slot, t->tid, first, first + b->n * sizeof(*e));
+	if (err < 0)
+		return err;
+	memcpy(e, entries, b->n * sizeof(*e));
+	memcpy(s->data.data + b->data, data, b->data_end - b->data);
+	return 0;
+}
+
+static int
+run_traced(const struct loop *loop, struct tracee *t, struct script *s, const struct batch *b, struct arch_script_entry *e)
+{
+	taddr entries = loop->at + ENTRIES_AT, data = loop->at + DATA_AT;
+	struct arch_regs regs = t->regs;
+	int err = mem_write(loop->mem, entries, e, (b->n + 1) * sizeof(*e));
+
 	if (err == 0)
 		err = mem_write(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
 	if (err < 0)
@@ -182,6 +195,19 @@ run_batch(struct loop *loop, struct tracee *t, struct script *s, const struct ba
 		err = mem_read(loop->mem, entries, e, b->n * sizeof(*e));
 	if (err == 0)
 		err = mem_read(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
+	return err;
+}
+
+static int
+run_batch(struct loop *loop, struct tracee *t, struct script *s, const struct batch *b)
+{
+	struct arch_script_entry *e = calloc(b->n + 1, sizeof(*e));
+	int err;
+
+	if (e == NULL)
+		return -ENOMEM;
+	fill_entries(loop, t, s, b, e);
+	err = loop->untraced != NULL ? run_shared(loop, t, s, b, e) : run_traced(loop, t, s, b, e);
 	for (size_t i = 0; err == 0 && i < b->n; i++)
 		s->calls[b->first + i].result = e[i].result;
 	free(e);

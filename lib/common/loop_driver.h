@@ -7,6 +7,7 @@
 
 #include "call.h"
 #include "tracee.h"
+#include "untraced.h"
 
 #define LOOP_BYTES (64 * PAGE_BYTES) /* code, stack, entries, data */
 #define LOOP_DATA_MAX (24 * PAGE_BYTES)
@@ -14,7 +15,11 @@
 struct loop {
 	taddr at;
 	int mem;
+	struct untraced *untraced; /* scripts go by that, and not by ptrace(2); borrowed; or NULL */
 };
+
+/* What an untraced process shares with us of it. */
+#define LOOP_SHARED_BYTES (LOOP_BYTES - PAGE_BYTES)
 
 /*
  * Map the loop at `at`, which must be free, by calls at ip (a `syscall` instruction of its

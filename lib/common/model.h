@@ -40,6 +40,8 @@ struct image_header {
 	int64_t *tasks;          /* PIDs, parents before their children */
 	size_t ntasks;
 	struct cpu_id cpu;
+	char *home;              /* where its files have stayed and its calls are executed: addr.h; NULL: nowhere */
+	char *pages;             /* where the pages of task.lazy are: addr.h; NULL: there are none such */
 };
 
 /* A file that is mapped, executed or open: how to find the same one again. */
@@ -243,6 +245,7 @@ struct task {
 	int64_t exe; /* file */
 	int64_t umask, stop_signal, oom_score_adj;
 	uint64_t personality, coredump_filter, membarrier;
+	uint64_t note;   /* it was asked for itself (coop.h): address of its struct coop_note; or 0 */
 	uint64_t cpu_ns; /* CPU time used so far */
 	struct creds creds;
 	struct rlimit_pair *rlimits;
@@ -269,6 +272,8 @@ struct task {
 	size_t nguards;
 	struct page_range *inherits; /* pages that are those of the parent at the same place */
 	size_t ninherits;
+	struct page_range *lazy;     /* memory that is not in the image, but at header.pages */
+	size_t nlazy;
 	struct thread *threads;
 	size_t nthreads;
 };
@@ -432,6 +437,7 @@ struct image_end {
 	uint64_t members;  /* in front of this one */
 	uint64_t pages;
 	char *digest;      /* XXH3-128 of everything in front of this member, hex */
+	uint64_t index;    /* number of the frame with which the member pages.index begins; 0: it has none */
 };
 
 struct model {

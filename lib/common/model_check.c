@@ -1,5 +1,7 @@
 #include "model_check.h"
 
+#include "coop_abi.h"
+
 #include <asm/termbits.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -29,9 +31,9 @@ model_bad(char why[128], const char *fmt, ...)
 const char *
 header_unknown_feature(const struct image_header *h)
 {
-	/* "tasks": more than one process. */
+	/* "tasks": more than one process; "home", "pages": files, memory that are elsewhere. */
 	for (size_t i = 0; i < h->nfeatures; i++)
-		if (strcmp(h->features[i], "tasks") != 0)
+		if (strcmp(h->features[i], "tasks") != 0 && strcmp(h->features[i], "home") != 0 && strcmp(h->features[i], "pages") != 0)
 			return h->features[i];
 	return NULL;
 }
@@ -261,6 +263,19 @@ check_threads(const struct model *m, const struct task *t, char why[128])
 }
 
 
+/* In memory that it may write, and that is its own. */
+static bool
+is_note(const struct task *t)
+{
+	for (size_t i = 0; i < t->nvmas; i++) {
+		const struct vma *v = &t->vmas[i];
+
+		if (t->note >= v->start && t->note < v->end)
+			return v->kind == VMA_ANON && !v->shared && (v->prot & PROT_WRITE) && v->end - t->note >= sizeof(struct coop_note);
+	}
+	return t->note == 0;
+}
+
 static int
 check_task(const struct model *m, const struct task *t, char why[128])
 {
@@ -269,6 +284,8 @@ check_task(const struct model *m, const struct task *t, char why[128])
 		return model_bad(why, "task: incomplete");
 	if (t->exe < 0 || t->exe >= (int64_t)m->objects.nfiles)
 		return model_bad(why, "task.exe: refers to nothing");
+	if (!is_note(t))
+		return model_bad(why, "task.note: is in no memory of its own");
 	if (t->tty < -1 || t->tty >= (int64_t)m->objects.nptys || t->foreground < 0)
 		return model_bad(why, "task.tty: refers to nothing");
 	if (t->stop_signal != 0 && !is_sig(t->stop_signal))
@@ -305,7 +322,7 @@ check_counts(const struct objects *o, const struct task *t, char why[128])
 	if (o->nfiles > MODEL_LIST_MAX || o->nshms > MODEL_LIST_MAX || o->nofds > MODEL_LIST_MAX ||
 	    o->npipes > MODEL_LIST_MAX || o->nsockets > MODEL_LIST_MAX || o->nepolls > MODEL_LIST_MAX ||
 	    o->ninotifies > MODEL_LIST_MAX || o->nptys > MODEL_LIST_MAX || o->npidfds > MODEL_LIST_MAX || o->nsems > MODEL_LIST_MAX || o->nmsgqs > MODEL_LIST_MAX || o->ntcps > MODEL_LIST_MAX || o->nurings > MODEL_LIST_MAX || o->nfilters > MODEL_LIST_MAX ||
-	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
+	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nlazy > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
 	    t->nprctls > 64 || t->nitimers > 3 || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
 	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||
 	    t->creds.ngroups > MODEL_LIST_MAX)
@@ -342,6 +359,27 @@ is_wait_status(int64_t status)
 	int64_t sig = status & 0x7f;
 
 	return status >= 0 && (sig == 0 ? (status & ~0xff00LL) == 0 : is_deadly(sig) && (status & ~0xffLL) == 0);
+}
+
+/* Private memory without a file, which can be waited for. */
+static int
+check_lazy(const struct model *m, const struct task *t, char why[128])
+{
+	taddr floor = 0;
+
+	if (t->nlazy > 0 && m->header.pages == NULL)
+		return model_bad(why, "task.lazy: nowhere to be had");
+	for (size_t i = 0, v = 0; i < t->nlazy; i++) {
+		const struct page_range *r = &t->lazy[i];
+
+		while (v < t->nvmas && t->vmas[v].end <= r->start)
+			v++;
+		if (!is_user_range(r->start, r->end) || r->start < floor || v == t->nvmas || t->vmas[v].start > r->start ||
+		    t->vmas[v].end < r->end || t->vmas[v].kind != VMA_ANON || t->vmas[v].shared || t->vmas[v].huge != 0)
+			return model_bad(why, "task.lazy[%zu]: not memory that can come later", i);
+		floor = r->end;
+	}
+	return 0;
 }
 
 /* Pages that a task has from its parent lie in a mapping that begins inside of one of the parent's. */
@@ -408,6 +446,8 @@ check_one(const struct model *m, size_t i, char why[128])
 	if (err == 0)
 		err = check_vmas(m, t, why);
 	if (err == 0)
+		err = check_lazy(m, t, why);
+	if (err == 0)
 		err = check_vdso(t, why);
 	if (err == 0)
 		err = check_fds(m, t, why);
@@ -423,6 +463,10 @@ model_check(const struct model *m, char why[128])
 		err = check_counts(&m->objects, &m->tasks[0], why);
 	if (err == 0)
 		err = objects_check(&m->objects, why);
+	/* All files are at home, or none. */
+	for (size_t i = 0; i < m->objects.nofds && err == 0; i++)
+		if ((m->objects.ofds[i].kind == KIND_home) != (m->header.home != NULL))
+			err = model_bad(why, "objects.ofds[%zu]: at home, or not, unlike the others", i);
 	for (size_t i = 0; i < m->header.ntasks && err == 0; i++)
 		err = check_one(m, i, why);
 	return err;

@@ -57,7 +57,7 @@ enum msg_side
 msg_other(enum msg_side side)
 {
 	static const enum msg_side other[] = {[SIDE_CKPT] = SIDE_RESTART, [SIDE_RESTART] = SIDE_CKPT, [SIDE_CALLER] = SIDE_HOME,
-	    [SIDE_HOME] = SIDE_CALLER};
+	    [SIDE_HOME] = SIDE_CALLER, [SIDE_USER] = SIDE_KEEPER, [SIDE_KEEPER] = SIDE_USER};
 
 	return other[side];
 }

@@ -98,6 +98,40 @@ options_give_back(void)
 	sigprocmask(SIG_SETMASK, &inherited.mask, NULL);
 }
 
+int
+options_exit_status(int err)
+{
+	switch (-err) {
+	case 0:
+		return 0;
+	case ESRCH:
+	case ENOENT:
+		return EX_NOINPUT;
+	case EPERM:
+	case EACCES:
+		return EX_NOPERM;
+	case EINVAL:
+		return EX_USAGE;
+	case ENOTSUP:
+		return EX_UNAVAILABLE;
+	case EBUSY:
+	case EINTR:
+	case ETIMEDOUT:
+		return EX_TEMPFAIL;
+	case EIO:
+		return EX_IOERR;
+	case EPROTO:
+	case ECONNRESET:
+	case ECONNREFUSED:
+	case EHOSTUNREACH:
+	case ENETUNREACH:
+	case EREMOTEIO:
+		return EX_PROTOCOL;
+	default:
+		return EX_OSERR;
+	}
+}
+
 void
 options_catch(void (*handler)(int sig))
 {

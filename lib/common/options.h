@@ -23,6 +23,9 @@ void options_end(void);
 /* In a child that is to be another program: mask and SIGPIPE as they were before options_end(). */
 void options_give_back(void);
 
+/* The exit status of one that works for others over a connection, of sysexits(3): err is 0 or a negative errno. */
+int options_exit_status(int err);
+
 /* SIGINT, SIGTERM and SIGHUP lead to handler; what nohup(1) ignores stays ignored. */
 void options_catch(void (*handler)(int sig));
 

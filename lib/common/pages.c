@@ -77,7 +77,6 @@ filter(struct chunk_job *c, struct frame *f, const struct page_run *part, size_t
 	for (size_t i = 0; i < n; i++)
 		for (uint64_t j = 0; j < part[i].npages; j++, from += PAGE_BYTES) {
 			taddr addr = part[i].addr + j * PAGE_BYTES;
-			struct page_run *last = c->nout > 0 ? &c->out[c->nout - 1] : NULL;
 
 			if (!c->source->keep(c->source, addr, from))
 				continue;
@@ -85,10 +84,7 @@ filter(struct chunk_job *c, struct frame *f, const struct page_run *part, size_t
 				memmove(frame_raw(f) + f->raw_len, from, PAGE_BYTES);
 			f->raw_len += PAGE_BYTES;
 			c->npages++;
-			if (last != NULL && last->addr + last->npages * PAGE_BYTES == addr)
-				last->npages++;
-			else
-				c->out[c->nout++] = (struct page_run){addr, 1};
+			page_run_put(c->out, &c->nout, addr);
 		}
 }
 
@@ -161,4 +157,24 @@ chunk_header_get(struct rbuf *r, struct page_run *runs, size_t *nruns, uint64_t 
 		*npages += run->npages;
 	}
 	return 0;
+}
+
+void
+chunk_place_put(struct buf *b, const struct chunk_place *c)
+{
+	buf_put_u64(b, (uint64_t)c->task);
+	buf_put_u64(b, c->start);
+	buf_put_u64(b, c->end);
+	buf_put_u32(b, c->frame);
+	buf_put_u32(b, c->at);
+}
+
+void
+chunk_place_get(struct rbuf *r, struct chunk_place *c)
+{
+	c->task = (int64_t)rbuf_get_u64(r);
+	c->start = rbuf_get_u64(r);
+	c->end = rbuf_get_u64(r);
+	c->frame = rbuf_get_u32(r);
+	c->at = rbuf_get_u32(r);
 }

@@ -25,6 +25,16 @@ struct page_runs {
 int page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages);
 void page_runs_fini(struct page_runs *runs);
 
+/* The same of a page, to an array that has room. */
+static inline void
+page_run_put(struct page_run *runs, size_t *n, taddr addr)
+{
+	if (*n > 0 && runs[*n - 1].addr + runs[*n - 1].npages * PAGE_BYTES == addr)
+		runs[*n - 1].npages++;
+	else
+		runs[(*n)++] = (struct page_run){addr, 1};
+}
+
 /* Where pages come from. Both functions are called from several threads at once. */
 struct page_source {
 	/* Read n pages in all, those of nruns runs in order. Returns 0, or a negative errno. */
@@ -72,5 +82,18 @@ void chunk_header_put(struct buf *b, const struct page_run *runs, size_t nruns);
 int chunk_header_get(struct rbuf *r, struct page_run *runs, size_t *nruns, uint64_t *npages);
 /* Bytes of the header of nruns runs. */
 #define CHUNK_HEADER_BYTES(nruns) (8 + 16 * (uint64_t)(nruns))
+
+/* The member pages.index: where each chunk is. Its pages are in the frames that follow. */
+#define INDEX_NAME "pages.index"
+#define TAR_HEADER 512
+struct chunk_place {
+	int64_t task;      /* its PID in the image */
+	taddr start, end;  /* of its first and behind its last page */
+	uint32_t frame;    /* number of the frame that its header is in */
+	uint32_t at;       /* where there: its tar header is in front */
+};
+enum { CHUNK_PLACE = 32 };
+void chunk_place_put(struct buf *b, const struct chunk_place *c);
+void chunk_place_get(struct rbuf *r, struct chunk_place *c);
 
 #endif

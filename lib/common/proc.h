@@ -125,6 +125,9 @@ int proc_read_number(int dirfd, const char *name, int base, int64_t *value);
 /* Numbers of the entries of a directory below dirfd ("task", "fd"), ascending. Caller frees. */
 int proc_list(int dirfd, const char *name, int **numbers, size_t *n);
 
+/* The parent of a process, or -1 where there is no such process. */
+pid_t proc_parent(pid_t pid);
+
 /* PIDs of the children of all threads of a process, whose PID is pid, ascending. Caller frees. */
 int proc_children(int dirfd, pid_t pid, int **pids, size_t *n);
 

@@ -281,3 +281,15 @@ proc_timens_offset(int dirfd, const char *clock)
 	free(text);
 	return s * 1000000000 + ns;
 }
+
+pid_t
+proc_parent(pid_t pid)
+{
+	int proc = proc_open(pid);
+	struct proc_stat st = {.ppid = -1};
+
+	if (proc >= 0 && proc_read_stat(proc, &st) < 0)
+		st.ppid = -1;
+	close_fd(&proc);
+	return st.ppid;
+}

@@ -1,7 +1,9 @@
 /*
  * What each struct of the model looks like in an image: pms-image(5) in tables.
  */
+#include "handover.h"
 #include "model.h"
+#include "page_plan.h"
 #include "record.h"
 
 #define AT(st, m) offsetof(struct st, m)
@@ -39,7 +41,8 @@ static const struct field header_fields[] = {
     STR(image_header, boot_id), STR(image_header, program), UINT(image_header, page_bytes),
     INT(image_header, pid), INT(image_header, host_pid), UINT(image_header, realtime_ns),
     UINT(image_header, monotonic_ns), UINT(image_header, boottime_ns),
-    INTS(image_header, tasks), REC(image_header, cpu, record_cpu),
+    INTS(image_header, tasks), REC(image_header, cpu, record_cpu), STR(image_header, home),
+    STR(image_header, pages),
 };
 RECORD(header, image_header, header_fields);
 
@@ -255,18 +258,50 @@ static const struct field task_fields[] = {
     BOOL(task, group_leader), INT(task, tty), INT(task, foreground), STR(task, comm),
     STR(task, cwd), INT(task, exe), INT(task, umask), INT(task, stop_signal),
     INT(task, oom_score_adj), HEX(task, personality), HEX(task, coredump_filter),
-    HEX(task, membarrier), UINT(task, cpu_ns), REC(task, creds, record_creds),
+    HEX(task, membarrier), OPT_UINT(task, note), UINT(task, cpu_ns), REC(task, creds, record_creds),
     LIST(task, rlimits, record_rlimit), REC(task, mm, record_mm),
     LIST(task, actions, record_action), LIST(task, itimers, record_itimer),
     LIST(task, timers, record_timer), BYTES(task, pending),
     LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma), LIST(task, aios, record_aio),
     LIST(task, fds, record_fd), LIST(task, locks, record_lock),
-    LIST(task, guards, record_range), LIST(task, inherits, record_range),
+    LIST(task, guards, record_range), LIST(task, inherits, record_range), LIST(task, lazy, record_range),
     LIST(task, threads, record_thread),
 };
 RECORD(task, task, task_fields);
 
 static const struct field end_fields[] = {
-    UINT(image_end, members), UINT(image_end, pages), STR(image_end, digest),
+    UINT(image_end, members), UINT(image_end, pages), STR(image_end, digest), OPT_UINT(image_end, index),
 };
 RECORD(end, image_end, end_fields);
+
+static const struct field handover_thread_fields[] = {INT(handover_thread, tid), INT(handover_thread, number)};
+static RECORD(handover_thread, handover_thread, handover_thread_fields);
+
+static const struct field handover_fd_fields[] = {INT(handover_fd, fd), BOOL(handover_fd, epoll)};
+static RECORD(handover_fd, handover_fd, handover_fd_fields);
+
+static const struct field handover_process_fields[] = {
+    INT(handover_process, pid), STR(handover_process, program), LIST(handover_process, threads, record_handover_thread),
+    LIST(handover_process, fds, record_handover_fd), INT(handover_process, listener), INTS(handover_process, pending),
+};
+static RECORD(handover_process, handover_process, handover_process_fields);
+
+static const struct field handover_fields[] = {
+    STR(handover, id), STR(handover, address), STR(handover, key), INT(handover, listen), INT(handover, in), INT(handover, out), INT(handover, image),
+    INT(handover, report), BOOL(handover, detached), LIST(handover, processes, record_handover_process),
+};
+RECORD(handover, handover, handover_fields);
+
+static const struct field part_fields[] = {HEX(page_part, start), HEX(page_part, end), INT(page_part, task)};
+static RECORD(part, page_part, part_fields);
+
+static const struct field page_task_fields[] = {
+    INT(page_task, pid), INT(page_task, number), INT(page_task, memory), INT(page_task, pagemap), LIST(page_task, parts, record_part),
+};
+static RECORD(page_task, page_task, page_task_fields);
+
+static const struct field page_plan_fields[] = {
+    STR(page_plan, id), STR(page_plan, address), STR(page_plan, key), STR(page_plan, image), INT(page_plan, listen), INT(page_plan, in),
+    INT(page_plan, out), INT(page_plan, control), INT(page_plan, retry), BOOL(page_plan, eager), BOOL(page_plan, demand_only), LIST(page_plan, tasks, record_page_task),
+};
+RECORD(page_plan, page_plan, page_plan_fields);

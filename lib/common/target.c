@@ -11,9 +11,14 @@
 #include <sys/ptrace.h>
 #include <unistd.h>
 
+#include "coop.h"
 #include "fault.h"
 #include "io.h"
 #include "log.h"
+#include "vdso.h"
+
+/* For tracing one that has been asked in vain. */
+enum { AGAIN_MS = 2000 };
 
 static int
 not_permitted(const struct target *t)
@@ -201,15 +206,26 @@ stop_all(struct target *t, int64_t deadline)
 	}
 }
 
+bool
+target_in_vdso(const struct target *t, const struct proc_maps *maps, taddr ip)
+{
+	const struct proc_map *m = proc_maps_find(maps, ip);
+	unsigned char head[VDSO_MARK_END];
+
+	if (m == NULL || strcmp(m->path, "[vdso]") == 0)
+		return m != NULL;
+	/* Or in the page of jumps that stands for another kernel's. */
+	return m->path[0] == '\0' && m->prot & PROT_EXEC && mem_read(t->mem, m->start, head, sizeof(head)) == 0 && vdso_is_proxy(head);
+}
+
 /* A thread inside the vDSO is in code that belongs to this kernel: let it come out. */
 static int
 leave_vdso(struct target *t, struct tracee *th, int64_t deadline)
 {
 	for (int tries = 0; tries < 100 && now_ms() < deadline; tries++) {
-		const struct proc_map *m = proc_maps_find(&t->maps, th->regs.rip);
 		int err;
 
-		if (m == NULL || strcmp(m->path, "[vdso]") != 0)
+		if (!target_in_vdso(t, &t->maps, th->regs.rip))
 			return 0;
 		err = tracee_run_a_little(th, deadline);
 		if (err < 0)
@@ -274,7 +290,7 @@ prepare(struct target *t, int64_t deadline, bool eintr)
 
 	if (err < 0)
 		return fail(-err, "pid %d: its mappings cannot be read: %s", t->pid, strerror(-err));
-	for (size_t i = 0; i < t->nthreads && err == 0; i++) {
+	for (size_t i = 0; i < t->nthreads && err == 0 && t->coop == NULL; i++) {
 		err = leave_vdso(t, &t->threads[i], deadline);
 		t->threads[i].restarted = restarted_call(&t->threads[i]);
 		if (err == 0 && !eintr)
@@ -294,15 +310,50 @@ prepare(struct target *t, int64_t deadline, bool eintr)
 	return err == 0 ? fault(FAULT_frozen) : err;
 }
 
+/* --- one that is asked */
+
+/* It has not done what it was asked for. Returns 0, or a negative errno, logged. */
+static int
+stop_unwilling(struct target *t, int64_t deadline, int err)
+{
+	char *why = strdup(log_last_hushed());
+	int64_t patience = now_ms() + AGAIN_MS;
+	int traced;
+
+	/* It may be just about to see that we have gone; or it is another who asks. */
+	log_hush(1);
+	while ((traced = target_mark(t)) < 0 && now_ms() < patience)
+		poll(NULL, 0, 5);
+	log_hush(-1);
+	if (traced < 0) {
+		free(why);
+		return fail(-traced, "%s", log_last_hushed());
+	}
+	log_hush(1);
+	traced = stop_all(t, max_i64(deadline, now_ms() + AGAIN_MS));
+	log_hush(-1);
+	if (traced == -EPERM)
+		fail(-err, "%s, and it may not be traced", why != NULL ? why : "");
+	else if (traced < 0)
+		fail(-traced, "%s", log_last_hushed());
+	free(why);
+	return traced == -EPERM ? err : traced;
+}
+
 int
 target_freeze(struct target *t, int64_t deadline, bool eintr)
 {
-	int err = stop_all(t, deadline);
+	bool traceable = false;
+	int ask = target_can_be_asked(t);
+	int err = ask > 0 ? target_ask(t, deadline, &traceable) : ask < 0 ? ask : stop_all(t, deadline);
+
+	if (traceable)
+		err = stop_unwilling(t, deadline, err);
 
 	/* Not before: it may have executed another program meanwhile. */
-	if (err == 0)
+	if (err == 0 && t->coop == NULL)
 		err = open_memory(t);
-	if (err == 0)
+	if (err == 0 && t->coop == NULL)
 		err = read_inner_tids(t);
 	if (err < 0)
 		return err;
@@ -343,6 +394,8 @@ target_borrow(const struct target *t, struct tracee *th)
 {
 	const struct proc_map *stack = proc_maps_find(&t->maps, th->regs.rsp - ARCH_RED_ZONE - 1);
 
+	if (t->coop != NULL)
+		return 0;
 	return tracee_borrow(th, t->gadget, t->restorer,
 	    stack != NULL && (stack->prot & PROT_WRITE) ? stack->start : 0);
 }
@@ -359,6 +412,8 @@ target_detach(struct target *t)
 {
 	for (size_t i = 0; i < t->nthreads; i++)
 		tracee_detach(&t->threads[i]);
+	coop_go_on(t->coop);
+	t->coop = NULL;
 	free(t->threads);
 	t->threads = NULL;
 	t->nthreads = 0;
@@ -371,6 +426,8 @@ target_detach(struct target *t)
 int
 target_suspend_seccomp(struct target *t)
 {
+	if (t->coop != NULL)
+		return -EPERM;
 	for (size_t i = 0; i < t->nthreads; i++)
 		if (ptrace(PTRACE_SETOPTIONS, t->threads[i].tid, NULL,
 			PTRACE_O_TRACESYSGOOD | PTRACE_O_SUSPEND_SECCOMP) < 0)
@@ -385,6 +442,8 @@ target_set_exitkill(struct target *t, bool on)
 	unsigned long options = PTRACE_O_TRACESYSGOOD | (on ? PTRACE_O_EXITKILL : 0) |
 	    (t->suspended ? PTRACE_O_SUSPEND_SECCOMP : 0);
 
+	if (t->coop != NULL)
+		return coop_decide(t->coop, on);
 	for (size_t i = 0; i < t->nthreads; i++)
 		if (ptrace(PTRACE_SETOPTIONS, t->threads[i].tid, NULL, options) < 0)
 			return fail_errno("pid %d: ptrace", t->threads[i].tid);
@@ -406,7 +465,8 @@ target_reap(struct target *t)
 {
 	struct pollfd p = {t->pidfd, POLLIN, 0};
 
-	tracee_reap(t->threads, t->nthreads);
+	if (t->coop == NULL)
+		tracee_reap(t->threads, t->nthreads);
 	while (poll(&p, 1, -1) < 0 && errno == EINTR)
 		;
 }

@@ -1,16 +1,15 @@
 #include "tls.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/ssl.h>
 
-#include "io.h"
+#include "base.h"
+#include "key.h"
 #include "log.h"
 
 enum { KEY_BYTES = 32 }; /* as long as the hash of the cipher suite */
@@ -20,28 +19,15 @@ static const unsigned char suite[] = {0x13, 0x01};
 
 /* The key of the connection is made of what the file has, so that it may be of any length. */
 static int
-read_key(const char *path, unsigned char key[KEY_BYTES])
+make_key(const char *path, unsigned char key[KEY_BYTES])
 {
-	unsigned char text[TLS_KEY_MAX + 1];
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), err = 0;
-	struct stat st;
-	ssize_t n;
+	unsigned char text[KEY_MAX + 1];
+	size_t len;
+	int err = key_read(path, text, &len);
 
-	if (fd < 0)
-		return fail_errno("key %s", path);
-	n = fstat(fd, &st) < 0 ? -1 : read_full(fd, text, sizeof(text));
-	if (n < 0)
-		err = fail(EIO, "key %s: cannot be read", path);
-	else if ((st.st_mode & 077) != 0)
-		err = fail(EACCES, "key %s: others can read or write it (chmod 600)", path);
-	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r'))
-		n--;
-	if (err == 0 && (n < TLS_KEY_MIN || n > TLS_KEY_MAX))
-		err = fail(EINVAL, "key %s: has to have %d to %d bytes", path, TLS_KEY_MIN, TLS_KEY_MAX);
-	if (err == 0 && EVP_Digest(text, (size_t)n, key, NULL, EVP_sha256(), NULL) != 1)
+	if (err == 0 && EVP_Digest(text, len, key, NULL, EVP_sha256(), NULL) != 1)
 		err = fail(ENOMEM, "key %s: out of memory", path);
 	OPENSSL_cleanse(text, sizeof(text));
-	close(fd);
 	return err;
 }
 
@@ -91,7 +77,7 @@ tls_new(struct ssl_st **tls, const char *path, int fd, bool server)
 {
 	unsigned char *key = OPENSSL_malloc(KEY_BYTES);
 	SSL_CTX *ctx = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
-	int err = key == NULL || ctx == NULL ? fail(ENOMEM, "TLS: out of memory") : read_key(path, key);
+	int err = key == NULL || ctx == NULL ? fail(ENOMEM, "TLS: out of memory") : make_key(path, key);
 
 	if (key_index < 0)
 		key_index = SSL_get_ex_new_index(0, NULL, NULL, NULL, free_key);

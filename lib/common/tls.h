@@ -9,10 +9,10 @@
 
 struct ssl_st;
 
-enum { TLS_WANTS_READ = 1, TLS_WANTS_WRITE = 2, TLS_KEY_MIN = 16, TLS_KEY_MAX = 4096 };
+enum { TLS_WANTS_READ = 1, TLS_WANTS_WRITE = 2 };
 
 /*
- * For the socket fd (borrowed), with what stands in the file `key`, TLS_KEY_MIN bytes at least; a line end behind it does not count.
+ * For the socket fd (borrowed), with what stands in the file `key`: key.h.
  * Returns 0, or a negative errno, logged; -EACCES if others can read the file.
  */
 int tls_new(struct ssl_st **tls, const char *key, int fd, bool server);

@@ -16,11 +16,18 @@
 #include "arch.h"
 #include "base.h"
 #include "call.h"
+#include "coop.h"
+#include "io.h"
 
 struct tracee {
 	pid_t pid, tid; /* as this process sees them */
 	pid_t inner_tid; /* as the program does; set by whoever wants it */
 	int mem;        /* fd of /proc/PID/mem; borrowed */
+	struct coop *coop;   /* it is asked, and not under ptrace; borrowed */
+	size_t coop_index;   /* its place there */
+	size_t slot;         /* that of one which is built without ptrace(2) (untraced.h) */
+	taddr inside;        /* where it returns to from the handler in which it is asked */
+	uint64_t rseq, rseq_size, rseq_sig; /* as it says itself, where it is asked */
 	bool seized, borrowed, dead;
 	bool stop_again;      /* a SIGSTOP was swallowed while borrowed */
 	int stop_signal;      /* the group-stop it was in when it was seized, or 0 */
@@ -107,9 +114,5 @@ int tracee_wait(pid_t tid, int64_t deadline_ms, int *status);
 /* Run call at ip with regs as the rest of the registers, between two syscall-stops. */
 int tracee_call_at(struct tracee *t, const struct arch_regs *regs, taddr ip,
     const struct arch_call *call, int64_t *result);
-
-/* Memory through /proc/PID/mem. Return 0, or a negative errno. Silent. */
-int mem_read(int mem, taddr addr, void *data, size_t len);
-int mem_write(int mem, taddr addr, const void *data, size_t len);
 
 #endif

@@ -218,6 +218,8 @@ tracee_run_script(struct tracee *t, struct script *s)
 {
 	int err;
 
+	if (t->coop != NULL)
+		return coop_run_script(t->coop, t->coop_index, s);
 	if (s->failed || s->data.len > TRACEE_SCRATCH)
 		return fail(ENOMEM, "pid %d: a script is too long", t->tid);
 	err = mem_write(t->mem, t->scratch, s->data.data, s->data.len);

@@ -48,6 +48,7 @@ wait %1
 wait $other
 echo "status $? nonce $nonce"
 S
+	: >result
 	start bash job.sh
 	await out nonce 20
 	for n in 5 20 35 50; do

@@ -107,6 +107,18 @@ finish_client() {
 	finish_client
 }
 
+@test "its memory cannot be fetched by one on the same host, who could not have the address: it goes on" {
+	need_right
+	start_server
+	start_client
+	run bash -c "ckpt -m unix:$T/pages -p $PID 2>ckpt.err 3>&- | restart -d - 2>restart.err 3>&-; exit \${PIPESTATUS[0]}"
+	[ "$status" = 76 ]
+	grep -q "runs on" ckpt.err
+	goes_on
+	none_held
+	finish_client
+}
+
 # Much in both queues, and both directions closed by one side or the other.
 start_hoard() {
 	cat >hoard.py <<'P'
@@ -252,6 +264,7 @@ hoard_goes() {
 		UsePAM no
 		PermitRootLogin yes
 		PidFile none
+		SetEnv HOME=$T
 		ListenAddress 127.0.0.1
 		Port $port
 	C
@@ -338,10 +351,16 @@ P
 	}
 	write_client
 	start_client_at
-	for hosts in "$A $B" "$B $A"; do
-		from=${hosts% *} to=${hosts#* }
-		nsenter -t "$from" -n "$BIN/ckpt" -p "$PID" | nsenter -t "$to" -n "$BIN/restart" -d - >new
-		PID=$(cat new)
+	for hosts in "$A $B" "$B $A lazily" "$A $B lazily"; do
+		read -r from to how <<<"$hosts"
+		if [ -z "$how" ]; then
+			nsenter -t "$from" -n "$BIN/ckpt" -p "$PID" | nsenter -t "$to" -n "$BIN/restart" -d - >new
+			PID=$(cat new)
+		else
+			nsenter -t "$from" -n "$BIN/ckpt" -m - -p "$PID" --to "nsenter -t $to -n $BIN/restart -d --status-fd 4 - 4>status 3>&-" 3>&-
+			until_true 'grep -q running status'
+			PID=$(sed -n 's/^running //p' status)
+		fi
 		echo "$PID" >>pids
 		nsenter -t "$from" -n ip addr del 10.77.0.100/32 dev eth0
 		nsenter -t "$to" -n ip addr add 10.77.0.100/32 dev eth0

@@ -19,7 +19,7 @@ setup_ssh() {
 		UsePAM no
 		PermitRootLogin yes
 		PidFile none
-		SetEnv PATH=$PATH
+		SetEnv PATH=$PATH HOME=$T
 	C
 	cat >ssh.conf <<-C
 		Host hostB

@@ -89,6 +89,9 @@ same() {
 	# shellcheck disable=SC2046
 	kill -KILL $(pgrep -P "$server")
 	check_victim "$PID"
+	# Who serves a process ends with it.
+	kill -KILL "$PID"
+	wait "$server"
 }
 
 @test "TCP: with the key, with another, without one; a key that others can read" {

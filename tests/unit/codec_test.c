@@ -198,6 +198,31 @@ test_scripts(void)
 		syscall_eintr_restarts(232) && !syscall_eintr_restarts(3), "names of calls");
 }
 
+/* Registers, mask and extended state through a signal frame and back, as they are read of a process that is asked. */
+static void
+test_frame_of_handler(void)
+{
+	unsigned char xstate[832] = {0}, *frame = NULL;
+	uint64_t features = 7, mask = 0, in_use = 3;
+	struct arch_regs regs = {.rip = 0x1234, .rsp = 0x7000, .rbx = 5, .eflags = 0x202, .cs = 0x33, .ss = 0x2b, .orig_rax = UINT64_MAX}, back = {0};
+	struct arch_capture there = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+	taddr at = 0, xstate_at = 0;
+	size_t n, len;
+
+	xstate[100] = 77;
+	memcpy(xstate + 464, &features, 8);
+	memcpy(xstate + 512, &in_use, 8);
+	n = arch_sigframe(&regs, 0x42, xstate, sizeof(xstate), 0x9999, 0x100000, &frame, &at);
+	ok(n > ARCH_SIGFRAME_BYTES && arch_sigframe_read(frame, n, &back, &mask, &xstate_at) && back.rip == 0x1234 && back.rbx == 5 && mask == 0x42, "a frame");
+	len = arch_sigframe_xstate(frame + (xstate_at - at), n - (xstate_at - at));
+	ok(len >= 576 && len <= sizeof(xstate) && arch_xstate_xcr0(frame + (xstate_at - at), len) == 7 && frame[xstate_at - at + 100] == 77, "its extended state");
+	ok(arch_sigframe_xstate(frame + (xstate_at - at), len) == 0, "what is none any more");
+	ok(arch_sigframe_xstate(xstate, 575) == 0 && !arch_sigframe_read(frame, ARCH_SIGFRAME_BYTES - 1, &back, &mask, &xstate_at), "frames that are too short");
+	arch_set_captured(&back, &there, 1);
+	ok(back.rbx == 1 && back.r15 == 6 && back.rsp == 7 && back.rip == 8 && back.fs_base == 9 && back.gs_base == 10 && back.rax == 1, "where a thread stands");
+	free(frame);
+}
+
 int
 main(void)
 {
@@ -208,5 +233,6 @@ main(void)
 	test_chunks();
 	test_messages();
 	test_scripts();
+	test_frame_of_handler();
 	return done();
 }

@@ -6,6 +6,7 @@
 
 #include "kind.h"
 #include "model.h"
+#include "coop_abi.h"
 #include "model_check.h"
 #include "record.h"
 #include "tap.h"
@@ -80,6 +81,9 @@ test_roundtrip(void)
 
 	make(&m);
 	ok(model_check(&m, why) == 0 && header_check(&m.header, why) == 0, "a model that is right");
+	m.tasks[0].note = 0x501000 - sizeof(struct coop_note);
+	ok(model_check(&m, why) == 0, "a note at the end of its memory");
+	m.tasks[0].note = 0;
 	text = record_to_text(&record_task, &m.tasks[0], &len);
 	ok(record_from_text(&record_task, &back, text, len, why) == 0, "a task as text and back");
 	again = record_to_text(&record_task, &back, &len2);
@@ -149,6 +153,11 @@ test_checks(void)
 	REFUSED(m.tasks[0].vmas[0].offset = 1);
 	REFUSED(m.tasks[0].vmas[0].offset = INT64_MAX & PAGE_MASK);
 	REFUSED(m.tasks[0].vmas[0].prot = 64);
+	REFUSED(m.tasks[0].note = 8);
+	REFUSED(m.tasks[0].note = 0x400000);
+	REFUSED(m.tasks[0].note = 0x501000 - 8);
+	REFUSED(m.tasks[0].note = 0x500000; m.tasks[0].vmas[1].shared = true);
+	REFUSED(m.tasks[0].note = 0x500000; m.tasks[0].vmas[1].prot = PROT_READ);
 	REFUSED(m.tasks[0].exe = 1);
 	REFUSED(m.tasks[0].exe = -1);
 	REFUSED(m.tasks[0].fds[0].fd = -1);

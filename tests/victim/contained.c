@@ -1,6 +1,7 @@
 /*
- * contained COMMAND [ARG...]: COMMAND under a seccomp filter like that of a container: no new
+ * contained [-t] COMMAND [ARG...]: COMMAND under a seccomp filter like that of a container: no new
  * namespaces, no mounts, no clone3(2), no personality(2) but the plain ones, no kcmp(2), no userfaultfd(2).
+ * With -t instead only what looks into other processes is forbidden: ptrace(2), process_vm_readv(2) and its like.
  */
 #include <errno.h>
 #include <linux/audit.h>
@@ -33,8 +34,19 @@ main(int argc, char **argv)
 	    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
 	    ALLOW,
 	};
+	struct sock_filter untraced[] = {
+	    LOAD(nr),
+	    DENY(SYS_ptrace, EPERM), DENY(SYS_process_vm_readv, EPERM), DENY(SYS_process_vm_writev, EPERM), DENY(SYS_pidfd_getfd, EPERM),
+	    DENY(SYS_kcmp, EPERM),
+	    ALLOW,
+	};
 	struct sock_fprog prog = {sizeof(filter) / sizeof(filter[0]), filter};
 
+	if (argc > 1 && strcmp(argv[1], "-t") == 0) {
+		prog = (struct sock_fprog){sizeof(untraced) / sizeof(untraced[0]), untraced};
+		argc--;
+		argv++;
+	}
 	if (argc < 2)
 		return 2;
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||

@@ -34,6 +34,20 @@ struct arch_call {
 	uint64_t arg[6];
 };
 
+/*
+ * Where a thread stands in the C code that calls this, as setjmp(3): what a function must keep for its caller. Returns 0 then; whoever is made of it
+ * afterwards goes on with arch_set_captured(), and returns that result from here once more.
+ */
+struct arch_capture {
+	uint64_t rbx, rbp, r12, r13, r14, r15, rsp, rip, fs_base, gs_base;
+};
+__attribute__((returns_twice, visibility("hidden"))) int64_t arch_capture(struct arch_capture *here);
+void arch_set_captured(struct arch_regs *regs, const struct arch_capture *there, int64_t result);
+/* A system call of this thread, its result as the kernel gives it: errno is left alone. */
+__attribute__((visibility("hidden"))) int64_t arch_raw_call(long nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f);
+/* Where the frame begins that a handler with this context returns through. */
+#define ARCH_FRAME_OF(ucontext) ((uint64_t)(uintptr_t)(ucontext) - 8)
+
 /* First address that user space can never have. */
 #define ARCH_USER_END 0x7ffffffff000ULL
 #define ARCH_HIGH_PAGE 0xffffffffff600000ULL /* [vsyscall]: the kernel's, never saved */
@@ -104,6 +118,13 @@ size_t arch_sigframe(const struct arch_regs *regs, uint64_t sigmask, const unsig
 bool arch_sigframe_read(const unsigned char *frame, size_t n, struct arch_regs *regs,
     uint64_t *sigmask, taddr *xstate_at);
 
+#define ARCH_SIGFRAME_BYTES 440 /* as many of it are read */
+/*
+ * The extended state of a frame (n bytes from where it begins) as NT_X86_XSTATE gives it, in place. Returns its length, 0 if it is malformed or
+ * there is more of it than n.
+ */
+size_t arch_sigframe_xstate(unsigned char *xstate, size_t n);
+
 /* State components that xstate says are enabled on this machine, and its size. */
 uint64_t arch_xstate_xcr0(const unsigned char *xstate, size_t n);
 
@@ -120,6 +141,23 @@ struct arch_script_entry {
 extern const unsigned char arch_loop[], arch_loop_end[];
 /* Start registers: loop_at where the code lies, first and last entry in the tracee. */
 void arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, taddr stack);
+
+/*
+ * A thread that is built without a tracer: code at a place of its own, which takes scripts through memory that it shares with the builder. request is
+ * a futex of the thread's: 1 has it execute entries from first to before end, after which it sets done, a futex of the builder's, to 1; it does that
+ * also when it begins. A clone3(2) there makes a thread whose slot is the sixth argument. When the word at go is not 0 it goes on as here says, with that result. It
+ * ends if that is not set and its parent is another one than `parent`.
+ */
+struct arch_slot {
+	uint32_t request, done;
+	uint64_t first, end;
+	uint32_t parent, pad;
+	struct arch_capture here;
+	int64_t result;
+	int64_t look_s, look_ns; /* how often it looks */
+};
+extern const unsigned char arch_obey[], arch_obey_end[];
+__attribute__((noreturn)) void arch_obey_at(void *code, struct arch_slot *slot, uint32_t *go);
 
 /*
  * The parking loop of a thread that ckpt -S leaves behind: stops its process again whenever
@@ -144,6 +182,13 @@ enum { ARCH_GUEST_REQUEST = 56, ARCH_GUEST_BLOCK = 64 };
 #define ARCH_NOT_BEGUN (-513)
 int64_t arch_interruptible_call(const volatile int *cancelled, const struct arch_call *call);
 void arch_interrupt(void *ucontext);
+
+/*
+ * A thread that a tracer has execute calls, one after the other: the instruction, and a trap behind it. When it stands ARCH_EXECUTOR_DONE behind
+ * the beginning, with SIGTRAP, its call is done.
+ */
+#define ARCH_EXECUTOR_DONE 3
+extern const unsigned char arch_executor[ARCH_EXECUTOR_DONE];
 
 /* Patch the function at code+offset (which will be at `at`) into a jump to `to`, or into a plain
  * system call nr, or into `return -ENOSYS` (nr < 0). room: bytes up to the end of the area. */

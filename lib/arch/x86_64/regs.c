@@ -4,6 +4,7 @@
 #include <cpuid.h>
 #include <ucontext.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -12,6 +13,7 @@
 
 const unsigned char arch_syscall[] = {0x0f, 0x05};
 const unsigned char arch_syscall_ret[] = {0x0f, 0x05, 0xc3};
+const unsigned char arch_executor[] = {0x0f, 0x05, 0xcc};
 const unsigned char arch_restorer[] = {0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05};
 
 /* Kernel-internal results that a tracer sees at a stop (include/linux/errno.h). */
@@ -264,6 +266,34 @@ arch_sigframe_read(const unsigned char *frame, size_t n, struct arch_regs *r, ui
 	return true;
 }
 
+size_t
+arch_sigframe_xstate(unsigned char *xstate, size_t n)
+{
+	uint32_t magic1, size;
+	uint64_t features;
+
+	if (n < XSAVE_MIN)
+		return 0;
+	memcpy(&magic1, xstate + XSAVE_SW_BYTES, sizeof(magic1));
+	memcpy(&features, xstate + XSAVE_SW_BYTES + 8, sizeof(features));
+	memcpy(&size, xstate + XSAVE_SW_BYTES + 16, sizeof(size));
+	if (magic1 != FP_MAGIC1 || size < XSAVE_MIN || size > n)
+		return 0;
+	memset(xstate + XSAVE_SW_BYTES, 0, 48);
+	memcpy(xstate + XSAVE_SW_BYTES, &features, sizeof(features));
+	return size;
+}
+
+enum { USER_CS = 0x33, USER_SS = 0x2b, EFLAGS_PLAIN = 0x202 };
+
+void
+arch_set_captured(struct arch_regs *regs, const struct arch_capture *there, int64_t result)
+{
+	*regs = (struct arch_regs){.rbx = there->rbx, .rbp = there->rbp, .r12 = there->r12, .r13 = there->r13,
+	    .r14 = there->r14, .r15 = there->r15, .rsp = there->rsp, .rip = there->rip, .fs_base = there->fs_base, .gs_base = there->gs_base, .rax = (uint64_t)result,
+	    .orig_rax = UINT64_MAX, .cs = USER_CS, .ss = USER_SS, .eflags = EFLAGS_PLAIN};
+}
+
 void
 arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, taddr stack)
 {
@@ -274,6 +304,8 @@ arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, ta
 	regs->orig_rax = UINT64_MAX;
 	regs->eflags &= ~(uint64_t)(EFLAGS_TF | EFLAGS_DF);
 }
+
+_Static_assert(offsetof(struct arch_slot, here) == 32 && offsetof(struct arch_slot, result) == 112 && offsetof(struct arch_slot, look_s) == 120, "as loop.S has it");
 
 enum { PARK_ENTRY = 16 }; /* behind the mark */
 

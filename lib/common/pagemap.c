@@ -1,0 +1,127 @@
+#include "pagemap.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "kfeat.h"
+
+/* ioctl PAGEMAP_SCAN of linux/fs.h (6.7), which older headers lack. */
+struct scan_region {
+	uint64_t start, end, categories;
+};
+struct scan_arg {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN_ _IOWR('f', 16, struct scan_arg)
+enum {
+	PAGE_FILE = 1 << 2, PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_PFNZERO = 1 << 5,
+	PAGE_GUARD = 1 << 8 /* 6.15 */
+};
+
+/* One call from arg->start on, up to max pages (0: any number). */
+static int
+scan_some(int pagemap, struct scan_arg *arg, taddr end, uint64_t max, struct page_runs *runs)
+{
+	struct scan_region vec[512];
+	int n;
+
+	*arg = (struct scan_arg){.size = sizeof(*arg), .start = arg->start, .end = end, .vec = (uintptr_t)vec, .vec_len = ARRAY_LEN(vec), .max_pages = max,
+	    .category_inverted = PAGE_FILE | PAGE_PFNZERO, .category_mask = PAGE_FILE | PAGE_PFNZERO,
+	    .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED, .return_mask = PAGE_PRESENT};
+	n = ioctl(pagemap, PAGEMAP_SCAN_, arg);
+	if (n < 0)
+		return -errno;
+	for (int i = 0; i < n; i++)
+		if (page_runs_add(runs, vec[i].start, (vec[i].end - vec[i].start) / PAGE_BYTES) < 0)
+			return -ENOMEM;
+	return 0;
+}
+
+int
+pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs)
+{
+	struct scan_arg arg = {.start = start};
+
+	while (arg.start < end) {
+		int err = scan_some(pagemap, &arg, end, 0, runs);
+
+		if (err < 0)
+			return err;
+		if (arg.walk_end <= arg.start)
+			break;
+		arg.start = arg.walk_end;
+	}
+	return 0;
+}
+
+#define PM_PRESENT (1ULL << 63)
+#define PM_SWAP (1ULL << 62)
+#define PM_FILE (1ULL << 61)
+#define PM_GUARD (1ULL << 58)
+#define PM_EXCLUSIVE (1ULL << 56) /* 4.2: nobody else has this page mapped */
+
+bool
+pagemap_is_own(uint64_t entry)
+{
+	return (entry & (PM_PRESENT | PM_SWAP)) != 0 && !(entry & PM_FILE) && !(entry & PM_GUARD);
+}
+
+bool
+pagemap_is_shared(uint64_t entry)
+{
+	return pagemap_is_own(entry) && !(entry & PM_EXCLUSIVE);
+}
+
+bool
+pagemap_is_guard(uint64_t entry)
+{
+	return (entry & PM_GUARD) != 0;
+}
+
+/* Up to max pages. Returns where it has come to, or a negative errno. */
+static int64_t
+read_some(int pagemap, taddr start, taddr end, bool (*want)(uint64_t), uint64_t max, struct page_runs *runs)
+{
+	uint64_t entries[4096], before = runs->npages;
+	size_t n = min_u64(ARRAY_LEN(entries), (end - start) / PAGE_BYTES), i;
+	ssize_t got = pread(pagemap, entries, n * 8, (off_t)(start / PAGE_BYTES * 8));
+
+	if (got <= 0)
+		return got < 0 ? -errno : -EIO;
+	for (i = 0; i < (size_t)got / 8 && runs->npages - before < max; i++)
+		if (want(entries[i]) && page_runs_add(runs, start + i * PAGE_BYTES, 1) < 0)
+			return -ENOMEM;
+	return (int64_t)(start + i * PAGE_BYTES);
+}
+
+int
+pagemap_read(int pagemap, taddr start, taddr end, bool (*want)(uint64_t), struct page_runs *runs)
+{
+	while (start < end) {
+		int64_t at = read_some(pagemap, start, end, want, UINT64_MAX, runs);
+
+		if (at < 0)
+			return (int)at;
+		start = (taddr)at;
+	}
+	return 0;
+}
+
+int
+pagemap_next(int pagemap, taddr addr, taddr limit, uint64_t max, struct page_runs *runs, taddr *end)
+{
+	struct scan_arg arg = {.start = addr};
+	int64_t at;
+	int err = kfeat(KFEAT_pagemap_scan) ? scan_some(pagemap, &arg, limit, max, runs) : -ENOTTY;
+
+	*end = arg.walk_end;
+	if (err != -ENOTTY && err != -EINVAL)
+		return err;
+	do
+		at = read_some(pagemap, addr, limit, pagemap_is_own, max, runs);
+	while (at > 0 && runs->npages == 0 && (addr = (taddr)at) < limit);
+	*end = at < 0 ? addr : (taddr)at;
+	return at < 0 ? (int)at : 0;
+}
