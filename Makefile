@@ -24,7 +24,7 @@ PAGESRV_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/pagesrv/*.c))
 RESTART_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(wildcard cmd/restart/*.c))
 UNIT := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 FUZZ := $(patsubst tests/fuzz/%.c,$(BUILD)/tests/fuzz/%,$(wildcard tests/fuzz/*.c))
-VICTIM := $(BUILD)/tests/victim/victim $(BUILD)/tests/victim/victim-static $(BUILD)/tests/victim/lazy
+VICTIM := $(BUILD)/tests/victim/victim $(BUILD)/tests/victim/victim-static $(BUILD)/tests/victim/lazy $(BUILD)/tests/victim/writer
 PROGRAMS := $(BUILD)/ckpt $(BUILD)/restart $(BUILD)/rexec-sys $(BUILD)/pagesrv $(BUILD)/pmsd
 
 LIBS := -larchive -lzstd -ljansson -lxxhash -lbsd -lm
@@ -125,7 +125,7 @@ $(BUILD)/tests/victim/victim-static: $(VICTIM_OBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CC) -pthread -static -o $@ $^
 $(VICTIM_OBJ): ALL_CFLAGS := -std=gnu11 -Wall -Wextra -O1 -g -pthread
-$(BUILD)/tests/victim/lazy: tests/victim/lazy.c
+$(BUILD)/tests/victim/lazy $(BUILD)/tests/victim/writer: $(BUILD)/tests/victim/%: tests/victim/%.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -Wall -Wextra -pthread -o $@ $<
 $(BUILD)/tests/victim/coop: tests/victim/coop.c $(BUILD)/libpms.a

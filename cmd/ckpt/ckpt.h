@@ -16,7 +16,9 @@
  *   sync.c     files that others see
  *   output.c   where the image goes: file, pipe, --to
  *   ending.c   who ends the original, and when
+ *   page.c     code of ours in a process
  *   park.c     originals left behind by -S
+ *   snapshot.c copies of all at one instant, by fork: -c
  *   home.c     the original stays as the home of its files: -s
  *   lazy.c     its memory stays, and is fetched from there: -m
  */
@@ -69,6 +71,17 @@ struct shm_part {
 	uint64_t start, end;
 };
 
+/* Code of ours in a process: where it is, and the stack pointer with which its `ret` goes back by way of munmap(2). */
+struct lent_page {
+	taddr at, sp;
+};
+
+/* Where the memory of a process is read. */
+struct memory {
+	pid_t pid;
+	int mem, proc; /* /proc/PID/mem, /proc/PID */
+};
+
 /* A process of the tree. */
 struct member {
 	struct target target;
@@ -76,7 +89,8 @@ struct member {
 	struct task *task;     /* in the model; NULL until all are stopped */
 	struct page_runs runs;
 	unsigned char *vdso; /* code pages, as they are in the process, where no other has the same */
-	taddr park_page;     /* while it is being parked, else 0 */
+	struct lent_page page; /* of ours in it, if at is not 0 */
+	struct copy *copy;   /* its memory as it was is to be read there, while it runs on; NULL: in itself */
 	bool zombie;         /* has ended, and its parent has not waited for it */
 	bool filtered;       /* one of its threads is under seccomp, perhaps for a whole container */
 };
@@ -102,10 +116,12 @@ struct ckpt {
 	int home_listener; /* -s, -m: where the copy will come, or -1 */
 	const char *home_address; /* what that was asked for as */
 	int home_report; /* where to tell that it has begun */
+	int *kept; /* parallel to model.objects.files: copies of those that are in the image, or -1; NULL without a snapshot */
+	bool snapshot; /* they run on, and their copies are read */
 	bool no_output; /* the output could not be opened */
 	bool frozen;
 	bool decided; /* never to be let go again: they end with us */
-	int64_t frozen_ms;
+	int64_t frozen_ns;
 	int64_t stamped_ns; /* our CLOCK_MONOTONIC at the times in the header */
 };
 
@@ -155,6 +171,9 @@ void leave_fds(struct ckpt *c);
 int collect_ipc(struct ckpt *c);
 void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
+/* Of its pages those that fork(2) does not copy. */
+int contents_still(struct ckpt *c, struct member *who, struct page_runs *runs);
+int memory_read(struct memory m, taddr addr, void *data, uint64_t len);
 /* What is to be fetched later is not in the image: it is left out of what has been found. */
 int contents_split(struct member *who);
 /* Which pages of a forked process are those of its parent. */
@@ -197,6 +216,9 @@ void output_status(const struct output *o, const char *fmt, ...)
 
 /* --- write.c */
 int write_image(struct ckpt *c, struct output *o);
+/* The content of a file that is to be in the image goes to fd. Sizes of files that only mappings show. */
+int copy_file(struct ckpt *c, size_t index, int fd);
+void set_partial_sizes(struct ckpt *c);
 
 /* --- sync.c */
 /* What they have written to files is written back. */
@@ -209,6 +231,27 @@ int ending(struct ckpt *c, struct output *o);
 /* A whole image in a file of this name. The end of all of them. Return 0, or a negative errno, logged. */
 int save_as(struct ckpt *c, const char *name);
 int end_original(struct ckpt *c, struct output *o);
+
+/* --- page.c: its first thread is borrowed, and has a frame */
+int lend_page(struct member *who, const unsigned char *code, size_t len);
+void take_page_back(struct member *who);
+int unmap_page(struct tracee *th, taddr at);
+
+/* --- snapshot.c */
+/*
+ * Everything but pages is known, and all stand still: copies of their memory, so that they need not. Where that cannot be, they have none, and why is said. Returns 0, or
+ * a negative errno, logged.
+ */
+int snapshot_take(struct ckpt *c);
+void snapshot_drop(struct ckpt *c);
+/* Where its memory is to be read: in itself, or in its copy. */
+struct memory member_memory(const struct member *who);
+/* Of its pages those that are shared, or that fork(2) does not copy: they were read while it stood still. NULL: none. */
+const struct page_runs *snapshot_still(const struct member *who);
+/* Such pages, from addr on, as many as there are in one piece up to *npages, which becomes their number; NULL where the page at addr is none: *npages is then how many are none. */
+const unsigned char *snapshot_page(const struct member *who, taddr addr, uint64_t *npages);
+/* What is kept of the file with this index, a descriptor that stays ours; or -1. */
+int snapshot_file(const struct ckpt *c, size_t index);
 
 /* --- park.c */
 /* saved: the image is complete and has its name. */

@@ -109,6 +109,48 @@ find_lazy(struct member *who)
 	return err < 0 ? fail(-err, "out of memory") : 0;
 }
 
+/* Pages that fork(2) gives to nobody, or not as they are at that instant. */
+static bool
+is_still(const struct vma *v)
+{
+	return v->kind == VMA_SHM || (!v->shared && (v->huge != 0 || vma_has(v, "dc") || vma_has(v, "wf")));
+}
+
+int
+contents_still(struct ckpt *c, struct member *who, struct page_runs *runs)
+{
+	struct page_runs others = who->runs;
+	int pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC), err = pagemap < 0 ? -errno : 0;
+	bool scan = false; /* it leaves out guard pages in each case */
+
+	who->runs = (struct page_runs){0};
+	for (size_t i = 0; i < who->task->nvmas && err == 0; i++) {
+		const struct vma *v = &who->task->vmas[i];
+
+		if (is_still(v))
+			err = v->kind == VMA_SHM ? add_shm(c, who, v) : vma_has(v, "dp") ? 0 : add_own(who, pagemap, v->start, v->end, &scan);
+	}
+	close_fd(&pagemap);
+	*runs = who->runs;
+	who->runs = others;
+	return err;
+}
+
+/* Those of them that are in this mapping. */
+static int
+add_still(struct member *who, const struct vma *v)
+{
+	uint64_t n;
+	int err = 0;
+
+	for (taddr at = v->start; at < v->end && err == 0 && snapshot_still(who) != NULL; at += n * PAGE_BYTES) {
+		n = (v->end - at) / PAGE_BYTES;
+		if (snapshot_page(who, at, &n) != NULL)
+			err = page_runs_add(&who->runs, at, n);
+	}
+	return err;
+}
+
 int
 contents_split(struct member *who)
 {
@@ -128,7 +170,7 @@ int
 collect_contents(struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
-	int pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
+	int pagemap = openat(member_memory(who).proc, "pagemap", O_RDONLY | O_CLOEXEC);
 	bool scan = kfeat(KFEAT_pagemap_scan), by_entries;
 	int err = c->opt.pages != NULL && c->opt.spool == NULL ? find_lazy(who) : 0;
 
@@ -138,6 +180,10 @@ collect_contents(struct ckpt *c, struct member *who)
 		struct vma *v = &t->vmas[i];
 		bool guarded = vma_has(v, "gu");
 
+		if (who->copy != NULL && is_still(v)) {
+			err = add_still(who, v);
+			continue;
+		}
 		if (v->kind == VMA_SHM) {
 			err = add_shm(c, who, v);
 			continue;
@@ -187,9 +233,9 @@ compare_runs(const struct member *who, const struct page_runs *shared, taddr lim
 		for (; at < end && err == 0; at += PIECE * PAGE_BYTES) {
 			uint64_t len = min_u64(end - at, PIECE * PAGE_BYTES);
 
-			err = mem_read(who->target.mem, at, a, len);
+			err = memory_read(member_memory(who), at, a, len);
 			if (err == 0)
-				err = mem_read(who->parent->target.mem, at, b, len);
+				err = memory_read(member_memory(who->parent), at, b, len);
 			for (uint64_t off = 0; off < len && err == 0; off += PAGE_BYTES)
 				if (memcmp(a + off, b + off, PAGE_BYTES) == 0)
 					err = page_runs_add(same, at + off, 1);
@@ -273,7 +319,7 @@ collect_inherited(const struct ckpt *c, struct member *who)
 	if (!is_fork_of_parent(who))
 		return t->shares_files ? fail(ENOTSUP, "pid %d: it shares its open files with its parent, which has "
 		    "become another program", who->target.pid) : 0;
-	pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
+	pagemap = openat(member_memory(who).proc, "pagemap", O_RDONLY | O_CLOEXEC);
 	if (pagemap < 0)
 		return fail_errno("pid %d: pagemap", who->target.pid);
 	/* What is fetched is fetched by each for itself. */
@@ -312,21 +358,55 @@ read_slowly(int mem, const struct page_run *runs, size_t nruns, unsigned char *o
 	return 0;
 }
 
+int
+memory_read(struct memory m, taddr addr, void *data, uint64_t len)
+{
+	struct iovec remote = {(void *)(uintptr_t)addr, len}, local = {data, len};
+
+	if (kfeat(KFEAT_process_vm) && process_vm_readv(m.pid, &local, 1, &remote, 1, 0) == (ssize_t)len)
+		return 0;
+	return mem_read(m.mem, addr, data, len);
+}
+
+/* Some of them were read before. */
+static int
+read_in_pieces(const struct member *who, const struct page_run *runs, size_t nruns, unsigned char *out)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < nruns && err == 0; i++)
+		for (uint64_t k = 0, n; k < runs[i].npages && err == 0; k += n, out += n * PAGE_BYTES) {
+			taddr addr = runs[i].addr + k * PAGE_BYTES;
+			const unsigned char *still;
+
+			n = runs[i].npages - k;
+			still = snapshot_page(who, addr, &n);
+			if (still != NULL)
+				memcpy(out, still, n * PAGE_BYTES);
+			else
+				err = memory_read(member_memory(who), addr, out, n * PAGE_BYTES);
+		}
+	return err;
+}
+
 static int
 read_live(struct page_source *s, const struct page_run *runs, size_t nruns, unsigned char *out)
 {
-	const struct target *t = &((struct live_pages *)s)->who->target;
+	const struct member *who = ((struct live_pages *)s)->who;
 	struct iovec remote[FRAME_RAW_MAX / PAGE_BYTES], local = {out, 0};
+	struct memory m = member_memory(who);
 
+	if (snapshot_still(who) != NULL)
+		return read_in_pieces(who, runs, nruns, out);
 	for (size_t i = 0; i < nruns; i++) {
 		remote[i].iov_base = (void *)(uintptr_t)runs[i].addr;
 		remote[i].iov_len = runs[i].npages * PAGE_BYTES;
 		local.iov_len += remote[i].iov_len;
 	}
 	if (kfeat(KFEAT_process_vm) &&
-	    process_vm_readv(t->pid, &local, 1, remote, nruns, 0) == (ssize_t)local.iov_len)
+	    process_vm_readv(m.pid, &local, 1, remote, nruns, 0) == (ssize_t)local.iov_len)
 		return 0;
-	return read_slowly(t->mem, runs, nruns, out);
+	return read_slowly(m.mem, runs, nruns, out);
 }
 
 static const struct vma *

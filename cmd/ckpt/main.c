@@ -336,11 +336,7 @@ collect_from_inside(struct ckpt *c, struct member *who)
 {
 	int err = collect_inside(c, who);
 
-	if (err == 0)
-		err = collect_signals(who);
-	if (err == 0)
-		err = collect_contents(c, who);
-	return err < 0 ? err : collect_inherited(c, who);
+	return err < 0 ? err : collect_signals(who);
 }
 
 /* Everything but the pages, with the processes stopped. */
@@ -358,6 +354,34 @@ collect(struct ckpt *c)
 	return err < 0 ? err : fault(FAULT_collected);
 }
 
+/* Which pages there are, of processes that stand still or of their copies. */
+static int
+collect_pages(struct ckpt *c)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!c->members[i]->zombie)
+			err = collect_contents(c, c->members[i]);
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!c->members[i]->zombie)
+			err = collect_inherited(c, c->members[i]);
+	return err;
+}
+
+/* What is copied runs on while the copy is written, where that is possible. */
+static int
+take_snapshot(struct ckpt *c, const struct output *o)
+{
+	int err = snapshot_take(c);
+
+	if (err < 0 || !c->snapshot)
+		return err;
+	tree_thaw(c);
+	output_status(o, "runs %d", c->members[0]->target.pid);
+	return fault(FAULT_let_go);
+}
+
 static int
 run_check(struct ckpt *c)
 {
@@ -367,6 +391,8 @@ run_check(struct ckpt *c)
 	err = tree_freeze(c);
 	if (err == 0)
 		err = collect(c);
+	if (err == 0 && report_status(&c->report) == 0)
+		err = collect_pages(c);
 	tree_thaw(c);
 	if (err < 0)
 		return err;
@@ -401,6 +427,10 @@ run_ckpt(struct ckpt *c)
 	if (err == 0) {
 		output_status(&o, "stopped %d", c->members[0]->target.pid);
 		err = collect(c);
+		if (err == 0 && c->opt.after == AFTER_COPY)
+			err = take_snapshot(c, &o);
+		if (err == 0)
+			err = collect_pages(c);
 		if (err == 0 && c->opt.spool != NULL)
 			err = lazy_spool(c, &o);
 		if (err == 0 && c->opt.pages != NULL)
@@ -409,6 +439,7 @@ run_ckpt(struct ckpt *c)
 			err = put_ack(&o);
 		if (err == 0)
 			err = write_image(c, &o);
+		snapshot_drop(c);
 		/* What is copied need not wait for the disk. */
 		if (c->opt.after == AFTER_COPY)
 			tree_thaw(c);
@@ -432,6 +463,7 @@ ckpt_fini(struct ckpt *c)
 {
 	size_t ntasks = c->model.header.ntasks;
 
+	snapshot_drop(c);
 	tree_close(c);
 	for (size_t i = 0; i < c->nmapped; i++)
 		close_fd(&c->mapped[i].fd);

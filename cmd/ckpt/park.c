@@ -23,69 +23,11 @@
 #include "log.h"
 #include "parked.h"
 
-#define ALL_SIGNALS (~0ULL)
-
-static taddr
-free_page(const struct proc_maps *maps)
-{
-	taddr at = 0x10000000;
-
-	for (size_t i = 0; i < maps->n && at + 2 * PAGE_BYTES > maps->map[i].start; i++)
-		if (maps->map[i].end > at)
-			at = maps->map[i].end + PAGE_BYTES;
-	return at;
-}
-
-/*
- * Map a page in the process. Should ckpt die right behind the call, the way back leads through
- * munmap(): a second frame above the first.
- */
-static int
-map_page(struct member *who, struct tracee *th, taddr at)
-{
-	struct arch_call map = {SYS_mmap, {at, PAGE_BYTES, PROT_READ | PROT_EXEC,
-	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
-	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
-	struct arch_regs regs = th->regs;
-	unsigned char *frame;
-	taddr below = th->frame_at, undo_at;
-	int64_t result = 0;
-	size_t n;
-	int err;
-
-	regs.rsp = th->frame_at;
-	arch_set_call(&regs, who->target.gadget, &unmap);
-	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, who->target.restorer, below,
-	    &frame, &undo_at);
-	if (n == 0)
-		return -ENOMEM;
-	err = mem_write(th->mem, undo_at, frame, n);
-	free(frame);
-	if (err < 0)
-		return fail(-err, "pid %d: write below its stack: %s", th->tid, strerror(-err));
-	regs = th->regs;
-	regs.rsp = undo_at;
-	err = tracee_call_at(th, &regs, who->target.gadget, &map, &result);
-	if (err == 0 && result != (int64_t)at)
-		err = fail(ENOMEM, "pid %d: no page for parking: %s", th->tid, strerror((int)-result));
-	return err;
-}
-
-static int
-unmap_page(struct tracee *th, taddr at)
-{
-	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
-	int64_t result;
-
-	return tracee_call(th, &unmap, &result);
-}
-
 /* Everything that can fail, so that it fails before anybody is parked. */
 static int
 prepare(struct member *who)
 {
 	struct target *t = &who->target;
-	taddr at = free_page(&t->maps);
 	int err = 0;
 
 	if (t->coop != NULL)
@@ -99,13 +41,7 @@ prepare(struct member *who)
 		if (t->threads[i].frame_at == 0)
 			err = fail(ENOTSUP, "pid %d: thread %d cannot be parked: its stack has no room", t->pid,
 			    t->threads[i].tid);
-	if (err == 0)
-		err = map_page(who, &t->threads[0], at);
-	if (err < 0)
-		return err;
-	who->park_page = at;
-	err = mem_write(t->mem, at, arch_park, (size_t)(arch_park_end - arch_park));
-	return err < 0 ? fail(-err, "pid %d: parking: %s", t->pid, strerror(-err)) : 0;
+	return err < 0 ? err : lend_page(who, arch_park, (size_t)(arch_park_end - arch_park));
 }
 
 /* From here on it stops by itself as soon as one of its threads runs. */
@@ -119,7 +55,7 @@ turn_aside(struct member *who)
 		struct tracee *th = &t->threads[i];
 		struct arch_regs regs = th->regs;
 
-		arch_set_park(&regs, who->park_page, t->status.nspid[t->status.levels - 1],
+		arch_set_park(&regs, who->page.at, t->status.nspid[t->status.levels - 1],
 		    who->task->threads[i].tid, th->frame_at);
 		err = tracee_set_regs(th->tid, &regs);
 		fault(FAULT_parking);
@@ -148,8 +84,7 @@ park(struct ckpt *c, bool saved)
 		if (!c->members[i]->zombie)
 			err = prepare(c->members[i]);
 	for (size_t i = 0; i < c->nmembers && err < 0; i++)
-		if (c->members[i]->park_page != 0)
-			unmap_page(&c->members[i]->target.threads[0], c->members[i]->park_page);
+		take_page_back(c->members[i]);
 	/* All or none: should ckpt die while it turns them aside, they end, and the image is there. */
 	if (err == 0 && saved)
 		err = tree_set_exitkill(c, true);

@@ -221,7 +221,7 @@ tree_freeze(struct ckpt *c)
 	int err;
 
 	c->frozen = true;
-	c->frozen_ms = now_ms();
+	c->frozen_ns = now_ns();
 	err = freeze_all(c);
 	if (err < 0)
 		tree_thaw(c);
@@ -242,8 +242,8 @@ tree_thaw(struct ckpt *c)
 	for (size_t i = 0; i < c->nmembers; i++)
 		target_detach(&c->members[i]->target);
 	if (c->frozen)
-		debug(LOG_VERBOSE, "pid %d: stood still for %lld ms", c->members[0]->target.pid,
-		    (long long)(now_ms() - c->frozen_ms));
+		debug(LOG_VERBOSE, "pid %d: stood still for %.2f ms", c->members[0]->target.pid,
+		    (double)(now_ns() - c->frozen_ns) / 1e6);
 	c->frozen = false;
 }
 

@@ -86,7 +86,7 @@ read_from_mappings(void *ctx, uint64_t offset, void *data, size_t len)
 			to = min_u64(offset + len, v->offset + (v->end - v->start));
 			/* Behind the end of the file there is nothing to read. */
 			for (; from < to; from += PAGE_BYTES)
-				mem_read(who->target.mem, v->start + (from - v->offset),
+				mem_read(member_memory(who).mem, v->start + (from - v->offset),
 				    (char *)data + (from - offset), min_u64(PAGE_BYTES, to - from));
 		}
 	}
@@ -108,6 +108,16 @@ mapped_end(const struct ckpt *c, size_t index)
 	return end;
 }
 
+void
+set_partial_sizes(struct ckpt *c)
+{
+	struct objects *o = &c->model.objects;
+
+	for (size_t i = 0; i < o->nfiles; i++)
+		if (o->files[i].partial)
+			o->files[i].size = mapped_end(c, i);
+}
+
 static int
 open_for_content(struct ckpt *c, size_t index)
 {
@@ -126,20 +136,59 @@ open_for_content(struct ckpt *c, size_t index)
 	return fd;
 }
 
+/* Where its content is read from. f->fd is then the caller's to close. */
+static int
+find_content(struct ckpt *c, size_t index, struct file_content *f, image_content **read)
+{
+	const struct file_ref *ref = &c->model.objects.files[index];
+	int kept = snapshot_file(c, index);
+
+	*f = (struct file_content){c, index, -1};
+	*read = ref->partial && kept < 0 ? read_from_mappings : read_from_fd;
+	if (*read == read_from_mappings)
+		return 0;
+	f->fd = kept >= 0 ? fcntl(kept, F_DUPFD_CLOEXEC, 3) : open_for_content(c, index);
+	return f->fd < 0 ? fail_errno("%s: cannot be read, and is to be in the image", ref->path) : 0;
+}
+
 static int
 put_file(struct writing *wr, size_t index)
 {
 	struct file_ref *ref = &wr->c->model.objects.files[index];
-	struct file_content f = {wr->c, index, -1};
-	int err;
+	struct file_content f;
+	image_content *read;
+	int err = find_content(wr->c, index, &f, &read);
 
-	if (ref->partial)
-		return image_put_content(wr->w, ref->member, ref->size, read_from_mappings, &f);
-	f.fd = open_for_content(wr->c, index);
-	if (f.fd < 0)
-		return fail_errno("%s: cannot be read, and is to be in the image", ref->path);
-	err = image_put_content(wr->w, ref->member, ref->size, read_from_fd, &f);
-	close(f.fd);
+	if (err == 0)
+		err = image_put_content(wr->w, ref->member, ref->size, read, &f);
+	close_fd(&f.fd);
+	return err;
+}
+
+int
+copy_file(struct ckpt *c, size_t index, int fd)
+{
+	enum { PIECE = 64 << 10 };
+	uint64_t size = c->model.objects.files[index].size;
+	unsigned char *data = malloc(PIECE);
+	struct file_content f = {.fd = -1};
+	image_content *read;
+	int err = data == NULL ? -ENOMEM : 0;
+	int kept = c->kept[index];
+
+	c->kept[index] = -1; /* not yet */
+	if (err == 0)
+		err = find_content(c, index, &f, &read);
+	for (uint64_t at = 0; at < size && err == 0; at += PIECE) {
+		uint64_t n = min_u64(PIECE, size - at);
+
+		err = read(&f, at, data, n);
+		if (err == 0)
+			err = write_full(fd, data, n);
+	}
+	c->kept[index] = kept;
+	close_fd(&f.fd);
+	free(data);
 	return err;
 }
 
@@ -197,9 +246,7 @@ put_members(struct writing *wr)
 	struct objects *o = &c->model.objects;
 	int err;
 
-	for (size_t i = 0; i < o->nfiles; i++)
-		if (o->files[i].partial)
-			o->files[i].size = mapped_end(c, i);
+	set_partial_sizes(c);
 	err = put_record(wr->w, "header.json", &record_header, &c->model.header);
 	if (err == 0)
 		err = put_record(wr->w, "objects.json", &record_objects, o);

@@ -31,15 +31,6 @@
 
 enum { LOOK_NS = 60000, MESSAGES_MAX = 16, TAKE_MS = 60000, PROBE_MS = 200 };
 
-int64_t
-now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
-}
-
 void
 fetch_end_all(struct fetcher *f, const char *fmt, ...)
 {

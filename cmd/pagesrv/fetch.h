@@ -87,8 +87,6 @@ struct fetcher {
 	unsigned char room[FRAME_RAW_MAX];
 };
 
-int64_t now_ns(void);
-
 /* --- fetch.c */
 /* One of our own that has ended is started again. */
 void fetch_see_to_server(struct fetcher *f);

@@ -14,7 +14,7 @@
 #define PROGRAM "rexec-sys serve -l -"
 
 static int64_t
-now_ns(void)
+clock_ns(void)
 {
 	struct timespec now;
 
@@ -53,7 +53,7 @@ greet(struct remote *r, const char *address, enum msg_type type, const char *ima
 	const unsigned char *body;
 	struct msg_header h;
 	struct buf hello = {0};
-	int64_t asked_ns = now_ns();
+	int64_t asked_ns = clock_ns();
 	int err;
 
 	link_start(&r->link, SIDE_CALLER);
@@ -69,7 +69,7 @@ greet(struct remote *r, const char *address, enum msg_type type, const char *ima
 		err = -EHOSTUNREACH;
 	if (err == -ECONNRESET)
 		fail(ECONNRESET, r->link.helper > 0 ? "%s: ended without an answer (is rexec-sys in the PATH there?)" : "%s: ended without an answer", address);
-	if (err == 0 && get_facts(&r->facts, body, h.length, (asked_ns + now_ns()) / 2) < 0)
+	if (err == 0 && get_facts(&r->facts, body, h.length, (asked_ns + clock_ns()) / 2) < 0)
 		err = fail(EPROTO, "%s: speaks another version of the protocol", address);
 	return err;
 }

@@ -74,8 +74,9 @@ struct pollfd;
 /* poll(2), which first looks for look_ns without going to sleep, and lets others run who want to. 0: poll(2). */
 int poll_looking(struct pollfd *fds, size_t n, int timeout_ms, int64_t look_ns);
 
-/* Monotonic clock, in milliseconds. */
+/* Monotonic clock, in milliseconds; in nanoseconds. */
 int64_t now_ms(void);
+int64_t now_ns(void);
 
 /*
  * A message on a Unix socket, and with it an open file (-1: none). Returns the bytes of it, or a negative errno. *file is -1 where none came; the

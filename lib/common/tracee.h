@@ -97,6 +97,15 @@ void tracee_detach(struct tracee *t);
  */
 void tracee_reap(struct tracee *threads, size_t n);
 
+/*
+ * A copy of its process as fork(2) makes it, which is init's child, has no open file, and is stopped under ptrace(2) with EXITKILL: it never runs the
+ * program. code: where arch_copy is in the process; sp: where its `ret` leads to. It is borrowed. Silent: returns the PID of the copy, or
+ * a negative errno; -ENOTSUP where the kernel lacks close_range(2); -ESRCH where the thread has ended.
+ */
+pid_t tracee_copy(struct tracee *t, taddr code, taddr sp);
+/* The end of such a copy: SIGKILL, and its end is waited for. */
+void tracee_end_copy(pid_t copy);
+
 /* Where the thread's own code has what a call needs; 0 where it has none. */
 void tracee_find_gadgets(int mem, const void *maps, taddr *gadget, taddr *restorer);
 

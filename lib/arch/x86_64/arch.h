@@ -169,6 +169,13 @@ void arch_set_park(struct arch_regs *regs, taddr park_at, int64_t pid, int64_t t
 taddr arch_park_frame(const struct arch_regs *regs);
 
 /*
+ * A copy of a process that nobody is told of: a clone(2) with CLONE_VM, executed at the beginning of this code, makes one that makes the copy and ends, and waits
+ * for that one; its `ret` goes back. The copy closes all of its files by ARCH_COPY_LAST, which is where it is to be stopped: behind that it ends.
+ */
+extern const unsigned char arch_copy[], arch_copy_end[];
+#define ARCH_COPY_LAST SYS_close_range
+
+/*
  * A thread that executes calls for others in their process: a clone(2) with its block as sixth argument, executed at the beginning of this code, makes
  * it. In the block nr, six arguments, and then the fd where it takes the same and gives back results; 8 bytes each.
  */

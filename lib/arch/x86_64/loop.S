@@ -14,6 +14,7 @@
 
 	.section .rodata
 	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end, arch_guest, arch_guest_end
+	.globl	arch_copy, arch_copy_end
 
 /*
  * r15: the entry; r14: the last one. An entry is nr, six arguments, result, may_fail:
@@ -52,6 +53,51 @@ arch_park:
 	syscall
 	jmp	1b
 arch_park_end:
+
+/*
+ * A clone(2) with CLONE_VM at the beginning makes the one in between, which makes the copy by another and ends; then whoever was asked waits
+ * for it and returns. The copy gives up its session and its open files, and ends. No stack is used but for that return.
+ */
+	.balign	16
+arch_copy:
+	syscall
+	test	%rax, %rax
+	jz	2f
+	js	1f
+	mov	%rax, %rdi
+	xor	%esi, %esi
+	mov	$0x40000000, %edx	# __WALL
+	xor	%r10d, %r10d
+	mov	$61, %eax		# wait4
+	syscall
+1:	ret
+2:	xor	%edi, %edi
+	xor	%esi, %esi
+	xor	%edx, %edx
+	xor	%r10d, %r10d
+	xor	%r8d, %r8d
+	mov	$56, %eax		# clone, as fork(2) but for the signal
+	syscall
+	test	%rax, %rax
+	jz	4f
+	xor	%edi, %edi
+	test	%rax, %rax
+	jns	3f
+	mov	%rax, %rdi		# it ends with the error
+	neg	%rdi
+3:	mov	$231, %eax		# exit_group
+	syscall
+	jmp	3b
+4:	mov	$112, %eax		# setsid
+	syscall
+	xor	%edi, %edi
+	mov	$-1, %esi
+	xor	%edx, %edx
+	mov	$436, %eax		# close_range
+	syscall
+	xor	%edi, %edi
+	jmp	3b
+arch_copy_end:
 
 /*
  * A guest thread: made by a clone(2) here, whose caller returns as from any borrowed call. r9: its block, which is nr and result, six

@@ -1,0 +1,92 @@
+/*
+ * A page of ours in the process, with code that a thread of it is to execute. Should ckpt die meanwhile, the way back of the thread leads through munmap(2).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "ckpt.h"
+#include "fault.h"
+#include "io.h"
+#include "log.h"
+
+#define ALL_SIGNALS (~0ULL)
+
+static taddr
+free_page(const struct proc_maps *maps)
+{
+	taddr at = 0x10000000;
+
+	for (size_t i = 0; i < maps->n && at + 2 * PAGE_BYTES > maps->map[i].start; i++)
+		if (maps->map[i].end > at)
+			at = maps->map[i].end + PAGE_BYTES;
+	return at;
+}
+
+/* A second frame, below the first: it leads to an munmap(2) whose `ret` leads to that. */
+static int
+put_way_back(struct member *who, taddr at, taddr *sp)
+{
+	struct tracee *th = &who->target.threads[0];
+	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	struct arch_regs regs = th->regs;
+	unsigned char *frame;
+	size_t n;
+	int err;
+
+	regs.rsp = th->frame_at;
+	arch_set_call(&regs, who->target.gadget, &unmap);
+	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, who->target.restorer, th->frame_at, &frame, sp);
+	if (n == 0)
+		return -ENOMEM;
+	err = mem_write(th->mem, *sp, frame, n);
+	free(frame);
+	return err < 0 ? fail(-err, "pid %d: write below its stack: %s", th->tid, strerror(-err)) : 0;
+}
+
+int
+unmap_page(struct tracee *th, taddr at)
+{
+	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	int64_t result;
+
+	return tracee_call(th, &unmap, &result);
+}
+
+void
+take_page_back(struct member *who)
+{
+	if (who->page.at != 0 && !who->target.threads[0].dead)
+		unmap_page(&who->target.threads[0], who->page.at);
+	who->page.at = 0;
+}
+
+int
+lend_page(struct member *who, const unsigned char *code, size_t len)
+{
+	struct tracee *th = &who->target.threads[0];
+	taddr at = free_page(&who->target.maps), sp = 0;
+	struct arch_call map = {SYS_mmap, {at, PAGE_BYTES, PROT_READ | PROT_EXEC,
+	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
+	struct arch_regs regs = th->regs;
+	int64_t result = 0;
+	int err = put_way_back(who, at, &sp);
+
+	regs.rsp = sp;
+	if (err == 0)
+		err = tracee_call_at(th, &regs, who->target.gadget, &map, &result);
+	if (err == 0 && result != (int64_t)at)
+		err = fail(ENOMEM, "pid %d: no page can be mapped in it: %s", th->tid, strerror((int)-result));
+	if (err < 0)
+		return err;
+	who->page = (struct lent_page){at, sp};
+	fault(FAULT_page_lent);
+	err = mem_write(who->target.mem, at, code, len);
+	if (err < 0) {
+		take_page_back(who);
+		return fail(-err, "pid %d: write to a page of ours in it: %s", th->pid, strerror(-err));
+	}
+	return 0;
+}
