@@ -31,6 +31,7 @@
 #include "model.h"
 #include "proc.h"
 #include "report.h"
+#include "stats.h"
 #include "target.h"
 #include "tracee.h"
 
@@ -50,6 +51,7 @@ struct ckpt_options {
 	uint64_t tail;
 	bool eintr; /* --timed-syscalls=eintr */
 	bool check, json, single;
+	enum stats_form stats;
 	bool lose_seccomp, lose_namespaces; /* --allow-loss */
 	bool tcp_reset; /* --tcp=close */
 	int status_fd;

@@ -21,6 +21,7 @@
 #include "options.h"
 #include "record.h"
 #include "size.h"
+#include "stats.h"
 
 static volatile sig_atomic_t signal_came;
 
@@ -46,12 +47,12 @@ interrupts_end(void)
 
 static const char usage[] =
     "usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S | -s ADDRESS | -m ADDRESS [--spool FILE]]\n"
-    "            [--key KEY] [-x] [-e] [-z LEVEL] [-qv]\n"
+    "            [--key KEY] [-x] [-e] [-z LEVEL] [--stats[=json]] [-qv]\n"
     "       ckpt -p PID --check [--json]\n"
     "       ckpt --resume PID | --end PID | --list\n";
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP, OPT_KEY, OPT_SPOOL };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP, OPT_KEY, OPT_SPOOL, OPT_STATS };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -68,7 +69,7 @@ static const struct option long_options[] = {
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
     {"external", required_argument, NULL, OPT_EXTERNAL},
     {"allow-loss", required_argument, NULL, OPT_LOSS}, {"tcp", required_argument, NULL, OPT_TCP},
-    {"list", no_argument, NULL, OPT_LIST}, {"single", no_argument, NULL, OPT_SINGLE}, OPTIONS_COMMON,
+    {"list", no_argument, NULL, OPT_LIST}, {"stats", optional_argument, NULL, OPT_STATS}, {"single", no_argument, NULL, OPT_SINGLE}, OPTIONS_COMMON,
 };
 
 enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST };
@@ -154,6 +155,10 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		break;
 	case OPT_SPOOL:
 		o->spool = optarg;
+		break;
+	case OPT_STATS:
+		if (!stats_parse(optarg, &o->stats))
+			options_misused("--stats is text or json");
 		break;
 	case OPT_SINGLE:
 		o->single = true;
@@ -425,12 +430,16 @@ run_ckpt(struct ckpt *c)
 	if (err == 0)
 		err = tree_freeze(c);
 	if (err == 0) {
+		stats_lap(STAT_freeze);
 		output_status(&o, "stopped %d", c->members[0]->target.pid);
 		err = collect(c);
+		stats_lap(STAT_collect);
 		if (err == 0 && c->opt.after == AFTER_COPY)
 			err = take_snapshot(c, &o);
+		stats_lap(STAT_snapshot);
 		if (err == 0)
 			err = collect_pages(c);
+		stats_lap(STAT_look);
 		if (err == 0 && c->opt.spool != NULL)
 			err = lazy_spool(c, &o);
 		if (err == 0 && c->opt.pages != NULL)
@@ -439,6 +448,7 @@ run_ckpt(struct ckpt *c)
 			err = put_ack(&o);
 		if (err == 0)
 			err = write_image(c, &o);
+		stats_lap(STAT_write);
 		snapshot_drop(c);
 		/* What is copied need not wait for the disk. */
 		if (c->opt.after == AFTER_COPY)
@@ -447,6 +457,7 @@ run_ckpt(struct ckpt *c)
 			sync_files(c);
 		if (err == 0)
 			err = ending(c, &o);
+		stats_lap(STAT_end);
 		tree_thaw(c);
 	}
 	/* Kept only if the originals have ended. */
@@ -455,6 +466,8 @@ run_ckpt(struct ckpt *c)
 	output_status(&o, err == 0 ? "done" : "failed");
 	home_close(c);
 	output_close(&o);
+	if (err == 0)
+		stats_print(c->opt.stats);
 	return err;
 }
 
@@ -503,6 +516,7 @@ main(int argc, char **argv)
 	action = get_options(argc, argv, &c.opt);
 	options_catch(on_signal);
 	io_set_interrupt(interrupted);
+	stats_begin();
 	if (action == DO_CKPT) {
 		check_options(&c.opt);
 		err = tree_open(&c, c.opt.pid);

@@ -228,6 +228,19 @@ tree_freeze(struct ckpt *c)
 	return err;
 }
 
+/* That is over. */
+static void
+tree_stopped(struct ckpt *c)
+{
+	int64_t ns = now_ns() - c->frozen_ns;
+
+	if (!c->frozen)
+		return;
+	c->frozen = false;
+	stats_add(STAT_stopped, ns);
+	debug(LOG_VERBOSE, "pid %d: stood still for %.2f ms", c->members[0]->target.pid, (double)ns / 1e6);
+}
+
 void
 tree_thaw(struct ckpt *c)
 {
@@ -241,10 +254,7 @@ tree_thaw(struct ckpt *c)
 		target_give_back(&c->members[i]->target);
 	for (size_t i = 0; i < c->nmembers; i++)
 		target_detach(&c->members[i]->target);
-	if (c->frozen)
-		debug(LOG_VERBOSE, "pid %d: stood still for %.2f ms", c->members[0]->target.pid,
-		    (double)(now_ns() - c->frozen_ns) / 1e6);
-	c->frozen = false;
+	tree_stopped(c);
 }
 
 int
@@ -272,7 +282,7 @@ tree_end(struct ckpt *c)
 		if (!c->members[i]->zombie)
 			target_reap(&c->members[i]->target);
 	if (err == 0)
-		c->frozen = false;
+		tree_stopped(c);
 	return err;
 }
 

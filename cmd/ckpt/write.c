@@ -233,6 +233,7 @@ put_pages(struct writing *wr, struct member *who)
 
 	if (lp == NULL)
 		return -ENOMEM;
+	stats_add(STAT_scanned, (int64_t)(who->runs.npages * PAGE_BYTES));
 	err = image_put_pages(wr->w, who->task->pid, &who->runs, live_pages_source(lp), progress, wr);
 	live_pages_free(lp);
 	log_progress_end();
@@ -277,6 +278,8 @@ write_image(struct ckpt *c, struct output *o)
 		output_status(o, "image %" PRIu64, image_bytes(wr.w));
 		err = fault(FAULT_image_out);
 	}
+	stats_add(STAT_sent, (int64_t)(image_pages(wr.w) * PAGE_BYTES));
+	stats_add(STAT_image, (int64_t)image_bytes(wr.w));
 	image_writer_free(wr.w);
 	return err;
 }

@@ -12,7 +12,6 @@
 #include <sysexits.h>
 #include <unistd.h>
 
-
 #include "elf_file.h"
 #include "front.h"
 #include "io.h"
@@ -20,16 +19,17 @@
 #include "options.h"
 #include "netlock.h"
 #include "record.h"
+#include "stats.h"
 
 static const char usage[] =
     "usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--stdio IN,OUT,ERR]\n"
     "               [--map OLD=NEW] [--chdir DIR] [--check] [--hold SECONDS]\n"
     "               [--lazy] [--demand-only] [--pages ADDRESS]\n"
-    "               [--home ADDRESS] [--key KEY] [--retry SECONDS]\n"
+    "               [--home ADDRESS] [--key KEY] [--retry SECONDS] [--stats[=json]]\n"
     "               [-qv] [FILE | -]\n";
 
 enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
-	OPT_WITHOUT_END, OPT_TCP, OPT_HOME, OPT_KEY, OPT_LAZY, OPT_DEMAND, OPT_PAGES, OPT_RETRY, OPT_STDIO };
+	OPT_WITHOUT_END, OPT_TCP, OPT_HOME, OPT_KEY, OPT_LAZY, OPT_DEMAND, OPT_PAGES, OPT_RETRY, OPT_STDIO, OPT_STATS };
 
 static const struct option long_options[] = {
     {"detach", no_argument, NULL, 'd'}, {"pid", required_argument, NULL, OPT_PID},
@@ -39,7 +39,7 @@ static const struct option long_options[] = {
     {"cpu", required_argument, NULL, OPT_CPU}, {"tcp", required_argument, NULL, OPT_TCP},
     {"home", required_argument, NULL, OPT_HOME}, {"key", required_argument, NULL, OPT_KEY},
     {"lazy", no_argument, NULL, OPT_LAZY}, {"demand-only", no_argument, NULL, OPT_DEMAND}, {"pages", required_argument, NULL, OPT_PAGES}, {"retry", required_argument, NULL, OPT_RETRY},
-    {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
+    {"stats", optional_argument, NULL, OPT_STATS}, {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
 };
 
 static void
@@ -152,6 +152,10 @@ get_long_option(struct restart_options *o, int opt)
 		break;
 	case OPT_RETRY:
 		o->retry_s = options_number(optarg, 0, INT_MAX / 1000, "--retry");
+		break;
+	case OPT_STATS:
+		if (!stats_parse(optarg, &o->stats))
+			options_misused("--stats is text or json");
 		break;
 	case OPT_WITHOUT_END:
 		o->without_end = true;
@@ -274,8 +278,10 @@ make_processes(struct restart *r)
 			err = space_make(r, b);
 		if (err == 0)
 			err = lazy_prepare(r, b);
+		stats_lap(STAT_build);
 		if (err == 0)
 			err = fill(r, b);
+		stats_lap(STAT_fill);
 		if (err == 0)
 			err = coop_note_down(r, b);
 		if (err == 0)
@@ -312,6 +318,7 @@ make(struct restart *r)
 	for (size_t i = 0; i < n && err == 0; i++)
 		if (!r->model.tasks[i].zombie)
 			err = settle(r, &r->built[i]);
+	stats_lap(STAT_settle);
 	return err;
 }
 
@@ -331,6 +338,9 @@ let_run(struct restart *r)
 	debug(LOG_VERBOSE, "pid %d runs", r->built[0].pid);
 	files_keep(r);
 	files_close(r);
+	stats_lap(STAT_release);
+	stats_add(STAT_placed, (int64_t)(image_pages_read(r->reader) * PAGE_BYTES));
+	stats_print(r->opt.stats);
 	if (r->report_fd < 0)
 		restart_status(r, "running %d", r->built[0].pid);
 	lazy_runs(r);
@@ -354,6 +364,7 @@ run_restart(struct restart *r)
 		err = away_go(r);
 	} else if (err == 0) {
 		err = r->lazy != NULL ? lazy_take(r) : await_end(r);
+		stats_lap(STAT_wait);
 		err = err > 0 ? let_run(r) : err == 0 ? save(r) : err;
 		/* END was there, so there is no original: what cannot run here must not be lost. */
 		if (err < 0 && r->ended && r->lazy == NULL && !r->source.is_channel && r->source.total == 0)
@@ -393,6 +404,7 @@ main(int argc, char **argv)
 	get_options(argc, argv, &r.opt);
 	/* Mapped and open files are all open here at once; the program gets its own limit back. */
 	io_raise_limit();
+	stats_begin();
 	err = load_open(&r);
 	if (err == 0 && r.source.total == 0)
 		image_keep(r.reader);
@@ -404,6 +416,7 @@ main(int argc, char **argv)
 		err = run_check(&r);
 	else if (err == 0)
 		err = lazy_begin(&r);
+	stats_lap(STAT_read);
 	if (err < 0 && r.source.is_channel)
 		channel_fail(&r.source.channel, log_last());
 	if (err < 0 || r.opt.check)

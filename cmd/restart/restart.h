@@ -28,6 +28,7 @@
 #include "kind.h"
 #include "loop_driver.h"
 #include "model.h"
+#include "stats.h"
 #include "tracee.h"
 
 enum pid_mode { PID_AUTO, PID_SAME, PID_NS, PID_NEW };
@@ -50,6 +51,7 @@ struct restart_options {
 	int64_t hold_ms; /* how long to wait for END, -1: for ever */
 	int status_fd;
 	bool cpu_force, without_end, tcp_reset;
+	enum stats_form stats;
 };
 
 /* The image as a stream of bytes. */

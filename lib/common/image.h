@@ -51,6 +51,8 @@ int image_finish(struct image_writer *w);
 
 /* Bytes given to the sink so far. */
 uint64_t image_bytes(const struct image_writer *w);
+/* Pages that are in it so far. */
+uint64_t image_pages(const struct image_writer *w);
 
 /* --- Reading ----------------------------------------------------------------------- */
 

@@ -351,6 +351,12 @@ image_finish(struct image_writer *w)
 }
 
 uint64_t
+image_pages(const struct image_writer *w)
+{
+	return w->pages;
+}
+
+uint64_t
 image_bytes(const struct image_writer *w)
 {
 	return w->bytes;
