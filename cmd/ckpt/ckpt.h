@@ -1,6 +1,7 @@
 /*
  * ckpt: a running process becomes an image. One file a phase:
  *
+ *   arguments.c  the command line
  *   tree.c     the process and its descendants: find them, stop them, let them go, end them
  *   obstacles.c  what keeps it from being moved as a whole
  *   aio.c      rings of asynchronous I/O
@@ -18,6 +19,7 @@
  *   ending.c   who ends the original, and when
  *   page.c     code of ours in a process
  *   park.c     originals left behind by -S
+ *   rounds.c   memory that is sent while it is in use: --rounds
  *   snapshot.c copies of all at one instant, by fork: -c
  *   home.c     the original stays as the home of its files: -s
  *   lazy.c     its memory stays, and is fetched from there: -m
@@ -55,6 +57,8 @@ struct ckpt_options {
 	bool lose_seccomp, lose_namespaces; /* --allow-loss */
 	bool tcp_reset; /* --tcp=close */
 	int status_fd;
+	int rounds; /* --rounds: how many at most; 0: none */
+	int64_t max_stop_ms;
 	struct external_rule *rules;
 	size_t nrules;
 	int64_t stop_timeout_ms;
@@ -119,6 +123,7 @@ struct ckpt {
 	const char *home_address; /* what that was asked for as */
 	int home_report; /* where to tell that it has begun */
 	int *kept; /* parallel to model.objects.files: copies of those that are in the image, or -1; NULL without a snapshot */
+	struct rounds *rounds; /* memory has been sent before; NULL: all is to be sent */
 	bool snapshot; /* they run on, and their copies are read */
 	bool no_output; /* the output could not be opened */
 	bool frozen;
@@ -126,6 +131,10 @@ struct ckpt {
 	int64_t frozen_ns;
 	int64_t stamped_ns; /* our CLOCK_MONOTONIC at the times in the header */
 };
+
+/* --- arguments.c */
+enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST };
+enum action arguments(int argc, char **argv, struct ckpt_options *o);
 
 /* --- tree.c */
 /* The first process. */
@@ -176,6 +185,8 @@ int collect_contents(struct ckpt *c, struct member *who);
 /* Of its pages those that fork(2) does not copy. */
 int contents_still(struct ckpt *c, struct member *who, struct page_runs *runs);
 int memory_read(struct memory m, taddr addr, void *data, uint64_t len);
+/* What is left of runs without those of `less`; both ascend. Returns 0, or -ENOMEM. */
+int runs_subtract(struct page_runs *runs, const struct page_runs *less);
 /* What is to be fetched later is not in the image: it is left out of what has been found. */
 int contents_split(struct member *who);
 /* Which pages of a forked process are those of its parent. */
@@ -218,6 +229,10 @@ void output_status(const struct output *o, const char *fmt, ...)
 
 /* --- write.c */
 int write_image(struct ckpt *c, struct output *o);
+/* All that is known of them, but no content. */
+int write_records(struct ckpt *c, struct image_writer *w);
+/* One of header.features. */
+int add_feature(struct ckpt *c, const char *name);
 /* The content of a file that is to be in the image goes to fd. Sizes of files that only mappings show. */
 int copy_file(struct ckpt *c, size_t index, int fd);
 void set_partial_sizes(struct ckpt *c);
@@ -238,6 +253,17 @@ int end_original(struct ckpt *c, struct output *o);
 int lend_page(struct member *who, const unsigned char *code, size_t len);
 void take_page_back(struct member *who);
 int unmap_page(struct tracee *th, taddr at);
+
+/* --- rounds.c */
+/* The tree runs: what is known of it, and its memory in rounds, as long as that helps. Then c->rounds is set, if anything could be sent so. Returns 0, or a negative errno, logged. */
+int rounds_send(struct ckpt *c, struct output *o);
+/* Of runs, pages of this one, those that have been sent as they are go to its task.earlier. Returns 0, or a negative errno. */
+int rounds_split(struct ckpt *c, struct member *who);
+/* Is what this one writes known? */
+bool rounds_track(const struct ckpt *c, const struct member *who);
+/* What the image goes on in. */
+struct image_writer *rounds_writer(struct ckpt *c);
+void rounds_end(struct ckpt *c);
 
 /* --- snapshot.c */
 /*
@@ -283,6 +309,9 @@ int lazy_announce(struct ckpt *c);
 int lazy_spool(struct ckpt *c, const struct output *o);
 /* The image is out: its memory is served, until somebody has taken it over. Returns 0 when it runs elsewhere; else the original goes on, or what has become of it is said. */
 int lazy_stay(struct ckpt *c, struct output *o);
+
+/* Everything but the pages, with the processes stopped. */
+int collect(struct ckpt *c);
 
 /* --- main.c: SIGINT or SIGTERM came */
 bool interrupted(void);

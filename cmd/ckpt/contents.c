@@ -22,8 +22,6 @@
 
 /* --- what the kernel knows */
 
-static int subtract(struct page_runs *runs, const struct page_runs *less);
-
 static bool
 vma_has(const struct vma *v, const char *two)
 {
@@ -161,7 +159,7 @@ contents_split(struct member *who)
 	for (size_t i = 0; i < t->nlazy && err == 0; i++)
 		err = page_runs_add(&lazy, t->lazy[i].start, (t->lazy[i].end - t->lazy[i].start) / PAGE_BYTES);
 	if (err == 0)
-		err = subtract(&who->runs, &lazy);
+		err = runs_subtract(&who->runs, &lazy);
 	page_runs_fini(&lazy);
 	return err;
 }
@@ -245,9 +243,8 @@ compare_runs(const struct member *who, const struct page_runs *shared, taddr lim
 	return err;
 }
 
-/* What is left of runs without those of `less`; both ascend. */
-static int
-subtract(struct page_runs *runs, const struct page_runs *less)
+int
+runs_subtract(struct page_runs *runs, const struct page_runs *less)
 {
 	struct page_runs out = {0};
 	int err = 0;
@@ -331,7 +328,7 @@ collect_inherited(const struct ckpt *c, struct member *who)
 		err = page_runs_add(&all, t->inherits[i].start,
 		    (t->inherits[i].end - t->inherits[i].start) / PAGE_BYTES);
 	if (err == 0 && t->forked)
-		err = subtract(&who->runs, &all);
+		err = runs_subtract(&who->runs, &all);
 	page_runs_fini(&all);
 	return err < 0 ? fail(-err, "pid %d: pages shared with its parent: %s", who->target.pid, strerror(-err)) : 0;
 }

@@ -42,9 +42,9 @@ int
 lazy_announce(struct ckpt *c)
 {
 	struct image_header *h = &c->model.header;
-	char **feature = ARRAY_ADD(h->features, h->nfeatures);
+	int err = add_feature(c, "pages");
 
-	if (feature == NULL || (*feature = strdup("pages")) == NULL || (h->pages = strdup(c->opt.pages)) == NULL)
+	if (err < 0 || (h->pages = strdup(c->opt.pages)) == NULL)
 		return fail(ENOMEM, "out of memory");
 	return 0;
 }

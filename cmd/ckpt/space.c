@@ -30,6 +30,16 @@ has_flag(const char *flags, const char *two)
 	return false;
 }
 
+static void
+drop_flag(char *flags, const char *two)
+{
+	for (; *flags != '\0'; flags += flags[2] == ' ' ? 3 : 2)
+		if (flags[0] == two[0] && flags[1] == two[1]) {
+			memmove(flags, flags + (flags[2] == ' ' ? 3 : 2), strlen(flags + (flags[2] == ' ' ? 3 : 2)) + 1);
+			return;
+		}
+}
+
 /* --- files */
 
 /* File systems whose inodes have another device number in maps than in stat(2). */
@@ -289,7 +299,8 @@ classify(struct ckpt *c, struct member *who, const struct proc_map *m,
 		    "a file of hugetlbfs");
 	if (has_flag(m->flags, "io") || has_flag(m->flags, "pf"))
 		return refuse(c, who, m, "have the program release the device", "memory of a device");
-	if (has_flag(m->flags, "um") || has_flag(m->flags, "uw"))
+	/* Its own would show as an open file; ours does not. */
+	if (has_flag(m->flags, "um") || (has_flag(m->flags, "uw") && !rounds_track(c, who)))
 		return refuse(c, who, m, "where it was restarted lazily, wait until all of its memory is there (pagesrv wait)", "under a userfaultfd");
 	if (has_flag(m->flags, "ss"))
 		return refuse(c, who, m, "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
@@ -345,6 +356,8 @@ add_mapping(struct ckpt *c, struct member *who, const struct proc_map *m)
 	}
 	out = ARRAY_ADD(t->vmas, t->nvmas);
 	v.flags = m->flags != NULL ? strdup(m->flags) : NULL;
+	if (v.flags != NULL && rounds_track(c, who))
+		drop_flag(v.flags, "uw");
 	if (out == NULL) {
 		free(v.name);
 		free(v.flags);

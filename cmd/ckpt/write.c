@@ -205,17 +205,35 @@ progress(void *ctx, uint64_t done, uint64_t all)
 	return fault(FAULT_page_out);
 }
 
-static int
-put_tasks(struct writing *wr)
+int
+add_feature(struct ckpt *c, const char *name)
 {
-	struct ckpt *c = wr->c;
-	char name[IMAGE_NAME_MAX];
-	int err = 0;
+	char **feature = ARRAY_ADD(c->model.header.features, c->model.header.nfeatures);
 
+	return feature == NULL || (*feature = strdup(name)) == NULL ? fail(ENOMEM, "out of memory") : 0;
+}
+
+int
+write_records(struct ckpt *c, struct image_writer *w)
+{
+	char name[IMAGE_NAME_MAX];
+	int err = put_record(w, "header.json", &record_header, &c->model.header);
+
+	if (err == 0)
+		err = put_record(w, "objects.json", &record_objects, &c->model.objects);
 	for (size_t i = 0; err == 0 && i < c->nmembers; i++) {
 		snprintf(name, sizeof(name), "task/%" PRId64 ".json", c->members[i]->task->pid);
-		err = put_record(wr->w, name, &record_task, c->members[i]->task);
+		err = put_record(w, name, &record_task, c->members[i]->task);
 	}
+	return err;
+}
+
+static int
+put_vdsos(struct writing *wr)
+{
+	struct ckpt *c = wr->c;
+	int err = 0;
+
 	for (size_t i = 0; err == 0 && i < c->nmembers; i++)
 		if (c->members[i]->vdso != NULL) {
 			const struct mm_layout *mm = &c->members[i]->task->mm;
@@ -248,11 +266,9 @@ put_members(struct writing *wr)
 	int err;
 
 	set_partial_sizes(c);
-	err = put_record(wr->w, "header.json", &record_header, &c->model.header);
+	err = write_records(c, wr->w);
 	if (err == 0)
-		err = put_record(wr->w, "objects.json", &record_objects, o);
-	if (err == 0)
-		err = put_tasks(wr);
+		err = put_vdsos(wr);
 	if (err == 0)
 		err = fault(FAULT_header_out);
 	for (size_t i = 0; err == 0 && i < o->nfiles; i++)
@@ -270,7 +286,7 @@ write_image(struct ckpt *c, struct output *o)
 	struct writing wr = {c, o, NULL};
 	int err;
 
-	wr.w = image_writer_new(output_write, o, c->opt.level);
+	wr.w = c->rounds != NULL ? rounds_writer(c) : image_writer_new(output_write, o, c->opt.level);
 	if (wr.w == NULL)
 		return fail(ENOMEM, "out of memory");
 	err = put_members(&wr);

@@ -12,6 +12,8 @@
 #include "log.h"
 #include "restart.h"
 
+enum { PUT_AT_ONCE = 4 << 20 };
+
 /* Where the next page of a chunk goes. */
 struct place_of {
 	const struct page_run *run;
@@ -80,6 +82,22 @@ put(struct built *b, struct place_of *p, const unsigned char *data, size_t len)
 		data += remote[i].iov_len;
 	}
 	return 0;
+}
+
+int
+fill_memory(struct built *b, taddr addr, const unsigned char *content, uint64_t len)
+{
+	int err = 0;
+
+	for (uint64_t n; len > 0 && err == 0; addr += n, content += n, len -= n) {
+		struct page_run run;
+		struct place_of p = {&run, 0};
+
+		n = min_u64(len, PUT_AT_ONCE);
+		run = (struct page_run){addr, n / PAGE_BYTES};
+		err = put(b, &p, content, n);
+	}
+	return err;
 }
 
 int
@@ -155,9 +173,14 @@ fill(struct restart *r, struct built *b)
 		return err == 0 && last ? fault(FAULT_filled) : err;
 	}
 
-	for (size_t i = 0; b == NULL && i < n && err == 0; i++)
-		err = fill_task(r, &r->model.tasks[i], NULL);
+	for (size_t i = 0; b == NULL && i < n && err == 0; i++) {
+		err = earlier_fill(r, NULL, &r->model.tasks[i]);
+		if (err == 0)
+			err = fill_task(r, &r->model.tasks[i], NULL);
+	}
 	if (b != NULL && !b->task->zombie)
+		err = earlier_fill(r, b, b->task);
+	if (err == 0 && b != NULL && !b->task->zombie)
 		err = fill_task(r, b->task, b);
 	if (last)
 		log_progress_end();

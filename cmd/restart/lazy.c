@@ -249,6 +249,10 @@ lazy_begin(struct restart *r)
 
 	if (!r->opt.lazy && !lazy_is_elsewhere(r))
 		return 0;
+	if (r->model.header.rounds) {
+		note("%s: its memory came in rounds: all of it is read before it runs", r->source.name);
+		return 0;
+	}
 	if (!lazy_is_elsewhere(r) && (r->source.total == 0 || image_wants_end(r->reader))) {
 		note("%s: is a stream, which can only be read as a whole: all of its memory is read before it runs", r->source.name);
 		return 0;

@@ -178,10 +178,8 @@ get_header(struct restart *r)
 	struct image_header *h = &r->model.header;
 	char why[128];
 	const char *feature;
-	int err = next_is(r, "header.json");
+	int err = get_record(r, &record_header, h);
 
-	if (err == 0)
-		err = get_record(r, &record_header, h);
 	if (err < 0)
 		return err;
 	if (h->version != IMAGE_VERSION)
@@ -409,9 +407,9 @@ get_tasks(struct restart *r)
 	return err;
 }
 
-/* Everything up to the first pages, whose member is then at hand. */
-int
-load_metadata(struct restart *r)
+/* What is text, the header being at hand. */
+static int
+get_text(struct restart *r)
 {
 	int err = get_header(r);
 
@@ -421,8 +419,15 @@ load_metadata(struct restart *r)
 		err = get_record(r, &record_objects, &r->model.objects);
 	if (err == 0)
 		err = get_tasks(r);
-	if (err == 0)
-		err = check_model(r);
+	return err < 0 ? err : check_model(r);
+}
+
+/* What is not, up to the first pages, whose member is then at hand. */
+static int
+get_contents(struct restart *r)
+{
+	int err = 0;
+
 	while (err == 0) {
 		err = image_next(r->reader, r->member, &r->member_size);
 		if (err == 0) {
@@ -442,9 +447,57 @@ load_metadata(struct restart *r)
 			    r->member);
 	}
 	err = err > 0 ? 0 : err;
+	return err < 0 ? err : check_complete(r);
+}
+
+int
+load_metadata(struct restart *r)
+{
+	int err = next_is(r, "header.json");
+
 	if (err == 0)
-		err = check_complete(r);
+		err = get_text(r);
+	if (err < 0)
+		return err;
+	if (!r->model.header.rounds)
+		err = get_contents(r);
+	else if (image_next(r->reader, r->member, &r->member_size) <= 0)
+		err = fail(EBADMSG, "%s: bad image: it ends in front of its rounds", r->source.name);
 	return err < 0 ? err : fault(FAULT_read_header);
+}
+
+/* What was known when the rounds began. */
+static void
+forget(struct restart *r)
+{
+	free(r->open.contents);
+	free(r->open.mapped);
+	free(r->open.shms);
+	free(r->open.ofds);
+	free(r->open.programs);
+	free(r->vdsos);
+	free(r->built);
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		record_free(&record_task, &r->model.tasks[i]);
+	free(r->model.tasks);
+	r->model.tasks = NULL;
+	record_free(&record_objects, &r->model.objects);
+	record_free(&record_header, &r->model.header);
+	r->text_bytes = 0;
+}
+
+int
+load_again(struct restart *r)
+{
+	int err;
+
+	forget(r);
+	if (strcmp(r->member, "header.json") != 0)
+		return fail(EBADMSG, "%s: bad image: %s is not where it belongs", r->source.name, r->member);
+	err = get_text(r);
+	if (err == 0 && (r->model.header.rounds || r->model.header.pages != NULL || r->model.header.home != NULL))
+		err = fail(EBADMSG, "%s: bad image: more follows its rounds than may", r->source.name);
+	return err < 0 ? err : get_contents(r);
 }
 
 /* --- this machine */

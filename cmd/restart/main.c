@@ -97,9 +97,39 @@ get_mode(const char *text)
 	return PID_AUTO;
 }
 
+/* What is elsewhere: files, memory. Returns false if it is none of these. */
+static bool
+get_place_option(struct restart_options *o, int opt)
+{
+	switch (opt) {
+	case OPT_HOME:
+		o->home = optarg;
+		return true;
+	case OPT_KEY:
+		o->key = optarg;
+		return true;
+	case OPT_LAZY:
+		o->lazy = true;
+		return true;
+	case OPT_DEMAND:
+		o->demand_only = true;
+		return true;
+	case OPT_PAGES:
+		o->pages = optarg;
+		return true;
+	case OPT_RETRY:
+		o->retry_s = options_number(optarg, 0, INT_MAX / 1000, "--retry");
+		return true;
+	default:
+		return false;
+	}
+}
+
 static void
 get_long_option(struct restart_options *o, int opt)
 {
+	if (get_place_option(o, opt))
+		return;
 	switch (opt) {
 	case OPT_PID:
 		o->pid_mode = get_mode(optarg);
@@ -134,24 +164,6 @@ get_long_option(struct restart_options *o, int opt)
 		if (strcmp(optarg, "close") != 0)
 			options_misused("--tcp is close");
 		o->tcp_reset = true;
-		break;
-	case OPT_HOME:
-		o->home = optarg;
-		break;
-	case OPT_KEY:
-		o->key = optarg;
-		break;
-	case OPT_LAZY:
-		o->lazy = true;
-		break;
-	case OPT_DEMAND:
-		o->demand_only = true;
-		break;
-	case OPT_PAGES:
-		o->pages = optarg;
-		break;
-	case OPT_RETRY:
-		o->retry_s = options_number(optarg, 0, INT_MAX / 1000, "--retry");
 		break;
 	case OPT_STATS:
 		if (!stats_parse(optarg, &o->stats))
@@ -250,8 +262,10 @@ exit_status(int err)
 static int
 run_check(struct restart *r)
 {
-	int err = files_open(r);
+	int err = earlier_receive(r);
 
+	if (err == 0)
+		err = files_open(r);
 	if (err == 0)
 		err = image_reader_threads(r->reader);
 	return err < 0 ? err : fill(r, NULL);
@@ -358,6 +372,9 @@ run_restart(struct restart *r)
 {
 	int status, err = place(r);
 
+	if (err == 0)
+		err = earlier_receive(r);
+	stats_lap(STAT_rounds);
 	if (err == 0)
 		err = make(r);
 	if (err == 0 && is_away(r)) {

@@ -115,6 +115,7 @@ struct restart {
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	struct earlier *earlier; /* memory that came in rounds, or NULL */
 	struct lazy_restart *lazy; /* of memory that comes later, or NULL */
 	struct untraced *untraced; /* they are built without ptrace(2), or NULL */
 	struct netlock *netlock; /* of connections to others, or NULL */
@@ -129,6 +130,20 @@ struct restart {
 int load_open(struct restart *r);
 int load_metadata(struct restart *r);
 int load_host_check(struct restart *r);
+/* The header of the image that is to be built is at hand, behind rounds: it and all up to the first pages, in place of what was known. */
+int load_again(struct restart *r);
+
+/* --- earlier.c */
+/* Where memory comes in rounds: takes it, and then what load_again() takes. */
+int earlier_receive(struct restart *r);
+/* Pages of the task that came earlier, into b, or NULL: only look whether they have come. */
+int earlier_fill(const struct restart *r, struct built *b, const struct task *t);
+void earlier_drop(struct restart *r);
+
+/* --- fill.c */
+/* Whole pages of content to addr. */
+int fill_memory(struct built *b, taddr addr, const unsigned char *content, uint64_t len);
+
 /* Is there an original that ends when this one begins? */
 bool load_is_move(const struct restart *r);
 /* Code of the vDSO that a task of the image had. */

@@ -25,15 +25,18 @@ read_parked(struct page_source *s, const struct page_run *runs, size_t nruns, un
 	const struct restart *r = ((struct parked_pages *)s)->r;
 	size_t t = 0;
 
-	while (r->model.tasks[t].pid != s->pid)
+	while (t < r->model.header.ntasks && r->model.tasks[t].pid != s->pid)
 		t++;
-	for (size_t i = 0; i < nruns; i++) {
-		int err = mem_read(r->built[t].mem, runs[i].addr, out, runs[i].npages * PAGE_BYTES);
+	for (size_t i = 0; i < nruns; i++)
+		for (uint64_t k = 0; k < runs[i].npages; k++, out += PAGE_BYTES) {
+			int err = t == r->model.header.ntasks ? -EIO : mem_read(r->built[t].mem, runs[i].addr + k * PAGE_BYTES, out, PAGE_BYTES);
 
-		if (err < 0)
-			return err;
-		out += runs[i].npages * PAGE_BYTES;
-	}
+			/* What came in a round may not be there any more. */
+			if (err < 0 && r->earlier == NULL)
+				return err;
+			if (err < 0)
+				memset(out, 0, PAGE_BYTES);
+		}
 	return 0;
 }
 

@@ -27,6 +27,7 @@ struct image_writer {
 	struct buf index; /* where each chunk is */
 	struct digest *digest; /* of lengths and checksums */
 	uint64_t bytes, members, pages;
+	uint64_t chunks; /* their numbers go on from task to task, and from round to round */
 };
 
 /* Frames are packed into the sink, told of in the seek table, and summed up. */
@@ -214,7 +215,7 @@ add_to_index(struct image_writer *w, int64_t pid, const struct chunk_job *c)
 }
 
 static int
-put_chunk(struct image_writer *w, int64_t pid, uint64_t number, const struct chunk_job *c)
+put_chunk(struct image_writer *w, int64_t pid, const struct chunk_job *c)
 {
 	char name[IMAGE_NAME_MAX];
 	struct buf head = {0};
@@ -225,7 +226,7 @@ put_chunk(struct image_writer *w, int64_t pid, uint64_t number, const struct chu
 		    strerror(-c->err));
 	if (c->npages == 0)
 		return 0;
-	snprintf(name, sizeof(name), "pages/%" PRId64 "/%08" PRIu64, pid, number);
+	snprintf(name, sizeof(name), "pages/%" PRId64 "/%08" PRIu64, pid, w->chunks++);
 	chunk_header_put(&head, c->out, c->nout);
 	if (w->frame->raw_len + TAR_HEADER + head.len > FRAME_RAW_MAX)
 		err = flush(w);
@@ -279,7 +280,7 @@ image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *run
 	struct pipeline *pipe = pipeline_new(threads, depth);
 	struct chunk_job **idle = calloc(depth, sizeof(struct chunk_job *));
 	size_t nidle = 0, next = 0;
-	uint64_t used = 0, number = 0, done = 0;
+	uint64_t used = 0, done = 0;
 	int err = pipe == NULL || idle == NULL ? -ENOMEM : 0;
 
 	while (err == 0 && nidle < depth) {
@@ -300,7 +301,7 @@ image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *run
 			pipeline_submit(pipe, &c->job);
 		}
 		idle[nidle++] = (struct chunk_job *)pipeline_take(pipe);
-		err = put_chunk(w, pid, number++, idle[nidle - 1]);
+		err = put_chunk(w, pid, idle[nidle - 1]);
 		if (err == 0 && progress != NULL)
 			err = progress(ctx, done, runs->npages);
 	}

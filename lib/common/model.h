@@ -42,6 +42,8 @@ struct image_header {
 	struct cpu_id cpu;
 	char *home;              /* where its files have stayed and its calls are executed: addr.h; NULL: nowhere */
 	char *pages;             /* where the pages of task.lazy are: addr.h; NULL: there are none such */
+	bool rounds;             /* memory that is sent while it is in use follows, and then a header once more */
+	char *parent;            /* id of the image that has the pages of task.earlier; NULL: they came in rounds */
 };
 
 /* A file that is mapped, executed or open: how to find the same one again. */
@@ -270,6 +272,8 @@ struct task {
 	size_t nlocks;
 	struct page_range *guards; /* MADV_GUARD_INSTALL */
 	size_t nguards;
+	struct page_range *earlier; /* pages that came before: in rounds, or in the image header.parent */
+	size_t nearlier;
 	struct page_range *inherits; /* pages that are those of the parent at the same place */
 	size_t ninherits;
 	struct page_range *lazy;     /* memory that is not in the image, but at header.pages */

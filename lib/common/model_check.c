@@ -31,10 +31,17 @@ model_bad(char why[128], const char *fmt, ...)
 const char *
 header_unknown_feature(const struct image_header *h)
 {
-	/* "tasks": more than one process; "home", "pages": files, memory that are elsewhere. */
-	for (size_t i = 0; i < h->nfeatures; i++)
-		if (strcmp(h->features[i], "tasks") != 0 && strcmp(h->features[i], "home") != 0 && strcmp(h->features[i], "pages") != 0)
+	/* "tasks": more than one process; "home", "pages": files, memory that are elsewhere; "rounds", "parent": memory that came earlier. */
+	static const char *const known[] = {"tasks", "home", "pages", "rounds", "parent"};
+
+	for (size_t i = 0; i < h->nfeatures; i++) {
+		size_t k = 0;
+
+		while (k < ARRAY_LEN(known) && strcmp(h->features[i], known[k]) != 0)
+			k++;
+		if (k == ARRAY_LEN(known))
 			return h->features[i];
+	}
 	return NULL;
 }
 
@@ -51,6 +58,8 @@ header_check(const struct image_header *h, char why[128])
 		return model_bad(why, "header: something is missing");
 	if (strlen(h->id) != 32 || strspn(h->id, "0123456789abcdef") != 32)
 		return model_bad(why, "header.id: not 32 hex digits");
+	if (h->parent != NULL && (strlen(h->parent) != 32 || strspn(h->parent, "0123456789abcdef") != 32 || strcmp(h->parent, h->id) == 0))
+		return model_bad(why, "header.parent: not 32 hex digits of another image");
 	if (!model_is_pid(h->pid))
 		return model_bad(why, "header.pid: not a process ID");
 	if (h->realtime_ns > INT64_MAX / 2 || h->monotonic_ns > INT64_MAX / 2 || h->boottime_ns > INT64_MAX / 2)
@@ -322,7 +331,7 @@ check_counts(const struct objects *o, const struct task *t, char why[128])
 	if (o->nfiles > MODEL_LIST_MAX || o->nshms > MODEL_LIST_MAX || o->nofds > MODEL_LIST_MAX ||
 	    o->npipes > MODEL_LIST_MAX || o->nsockets > MODEL_LIST_MAX || o->nepolls > MODEL_LIST_MAX ||
 	    o->ninotifies > MODEL_LIST_MAX || o->nptys > MODEL_LIST_MAX || o->npidfds > MODEL_LIST_MAX || o->nsems > MODEL_LIST_MAX || o->nmsgqs > MODEL_LIST_MAX || o->ntcps > MODEL_LIST_MAX || o->nurings > MODEL_LIST_MAX || o->nfilters > MODEL_LIST_MAX ||
-	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nlazy > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
+	    t->nvmas > MODEL_LIST_MAX || t->ninherits > MODEL_LIST_MAX || t->nlazy > MODEL_LIST_MAX || t->nearlier > MODEL_LIST_MAX || t->nguards > MODEL_LIST_MAX ||
 	    t->nprctls > 64 || t->nitimers > 3 || t->nlocks > MODEL_LIST_MAX || t->ntimers > MODEL_LIST_MAX ||
 	    t->nthreads > MODEL_LIST_MAX || t->nactions > MODEL_LIST_MAX ||
 	    t->creds.ngroups > MODEL_LIST_MAX)
@@ -411,6 +420,27 @@ check_inherits(const struct task *t, const struct task *parent, char why[128])
 	return 0;
 }
 
+/* Pages that came earlier are private ones. */
+static int
+check_earlier(const struct task *t, char why[128])
+{
+	taddr floor = 0;
+
+	for (size_t i = 0, v = 0; i < t->nearlier; i++) {
+		taddr at = t->earlier[i].start;
+
+		if (!is_user_range(at, t->earlier[i].end) || at < floor)
+			return model_bad(why, "task.earlier[%zu]: not in order", i);
+		for (floor = t->earlier[i].end; at < floor; at = t->vmas[v].end) {
+			while (v < t->nvmas && t->vmas[v].end <= at)
+				v++;
+			if (v == t->nvmas || t->vmas[v].start > at || (t->vmas[v].shared && t->vmas[v].kind == VMA_FILE))
+				return model_bad(why, "task.earlier[%zu]: outside of every mapping", i);
+		}
+	}
+	return 0;
+}
+
 static int
 check_place(const struct model *m, size_t i, char why[128])
 {
@@ -426,9 +456,11 @@ check_place(const struct model *m, size_t i, char why[128])
 		return model_bad(why, "task.exit_signal: not a signal");
 	if (t->zombie)
 		return is_wait_status(t->status) && t->nthreads == 0 && t->nvmas == 0 && t->nfds == 0 &&
-		    t->nguards == 0 && t->ninherits == 0 && t->nlocks == 0 && t->ntimers == 0 && t->mm.vdso == 0 &&
+		    t->nguards == 0 && t->ninherits == 0 && t->nearlier == 0 && t->nlocks == 0 && t->ntimers == 0 && t->mm.vdso == 0 &&
 		    t->mm.vvar == 0 && t->mm.vdso_size == 0 && t->mm.start_brk == 0 && strlen(t->comm) <= 64 &&
 		    !t->forked && !t->shares_files && !t->shares_fs ? 0 : model_bad(why, "task.status: not how a process ends");
+	if (check_earlier(t, why) < 0)
+		return -EBADMSG;
 	return check_inherits(t, parent, why);
 }
 

@@ -288,6 +288,8 @@ read_index(struct page_file *pf)
 	record_free(&record_end, &end);
 	if (err == 0)
 		err = get_record(pf, 0, 1, "header.json", &record_header, &header);
+	if (err == 0 && header.rounds)
+		err = fail(ENOTSUP, "%s: its memory came in rounds: restart reads it as a whole", pf->name);
 	if (err == 0 && (header.id == NULL || strlen(header.id) != 32))
 		err = bad(pf, "it has no identity");
 	if (err == 0)

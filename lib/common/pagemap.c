@@ -16,19 +16,29 @@ struct scan_arg {
 };
 #define PAGEMAP_SCAN_ _IOWR('f', 16, struct scan_arg)
 enum {
-	PAGE_FILE = 1 << 2, PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_PFNZERO = 1 << 5,
+	PAGE_WRITTEN = 1 << 1, PAGE_FILE = 1 << 2, PAGE_PRESENT = 1 << 3, PAGE_SWAPPED = 1 << 4, PAGE_PFNZERO = 1 << 5,
 	PAGE_GUARD = 1 << 8 /* 6.15 */
+};
+
+enum { SCAN_WP_MATCHING = 1 << 0, SCAN_CHECK_WPASYNC = 1 << 1 };
+
+/* Which pages of a process's own. */
+struct wanted {
+	uint64_t flags;   /* SCAN_* */
+	uint64_t written; /* PAGE_WRITTEN or 0: with `is`, those that are, or that are not */
+	bool is;
 };
 
 /* One call from arg->start on, up to max pages (0: any number). */
 static int
-scan_some(int pagemap, struct scan_arg *arg, taddr end, uint64_t max, struct page_runs *runs)
+scan_some(int pagemap, struct scan_arg *arg, taddr end, uint64_t max, const struct wanted *w, struct page_runs *runs)
 {
 	struct scan_region vec[512];
+	uint64_t inverted = PAGE_FILE | PAGE_PFNZERO | (w->is ? 0 : w->written);
 	int n;
 
-	*arg = (struct scan_arg){.size = sizeof(*arg), .start = arg->start, .end = end, .vec = (uintptr_t)vec, .vec_len = ARRAY_LEN(vec), .max_pages = max,
-	    .category_inverted = PAGE_FILE | PAGE_PFNZERO, .category_mask = PAGE_FILE | PAGE_PFNZERO,
+	*arg = (struct scan_arg){.size = sizeof(*arg), .flags = w->flags, .start = arg->start, .end = end, .vec = (uintptr_t)vec, .vec_len = ARRAY_LEN(vec), .max_pages = max,
+	    .category_inverted = inverted, .category_mask = PAGE_FILE | PAGE_PFNZERO | w->written,
 	    .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED, .return_mask = PAGE_PRESENT};
 	n = ioctl(pagemap, PAGEMAP_SCAN_, arg);
 	if (n < 0)
@@ -39,13 +49,13 @@ scan_some(int pagemap, struct scan_arg *arg, taddr end, uint64_t max, struct pag
 	return 0;
 }
 
-int
-pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs)
+static int
+scan_all(int pagemap, taddr start, taddr end, const struct wanted *w, struct page_runs *runs)
 {
 	struct scan_arg arg = {.start = start};
 
 	while (arg.start < end) {
-		int err = scan_some(pagemap, &arg, end, 0, runs);
+		int err = scan_some(pagemap, &arg, end, 0, w, runs);
 
 		if (err < 0)
 			return err;
@@ -54,6 +64,24 @@ pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs)
 		arg.start = arg.walk_end;
 	}
 	return 0;
+}
+
+int
+pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs)
+{
+	return scan_all(pagemap, start, end, &(struct wanted){0}, runs);
+}
+
+int
+pagemap_written(int pagemap, taddr start, taddr end, bool rearm, struct page_runs *runs)
+{
+	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC | (rearm ? SCAN_WP_MATCHING : 0), PAGE_WRITTEN, true}, runs);
+}
+
+int
+pagemap_unwritten(int pagemap, taddr start, taddr end, struct page_runs *runs)
+{
+	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC, PAGE_WRITTEN, false}, runs);
 }
 
 #define PM_PRESENT (1ULL << 63)
@@ -114,7 +142,7 @@ pagemap_next(int pagemap, taddr addr, taddr limit, uint64_t max, struct page_run
 {
 	struct scan_arg arg = {.start = addr};
 	int64_t at;
-	int err = kfeat(KFEAT_pagemap_scan) ? scan_some(pagemap, &arg, limit, max, runs) : -ENOTTY;
+	int err = kfeat(KFEAT_pagemap_scan) ? scan_some(pagemap, &arg, limit, max, &(struct wanted){0}, runs) : -ENOTTY;
 
 	*end = arg.walk_end;
 	if (err != -ENOTTY && err != -EINVAL)

@@ -42,7 +42,7 @@ static const struct field header_fields[] = {
     INT(image_header, pid), INT(image_header, host_pid), UINT(image_header, realtime_ns),
     UINT(image_header, monotonic_ns), UINT(image_header, boottime_ns),
     INTS(image_header, tasks), REC(image_header, cpu, record_cpu), STR(image_header, home),
-    STR(image_header, pages),
+    STR(image_header, pages), BOOL(image_header, rounds), STR(image_header, parent),
 };
 RECORD(header, image_header, header_fields);
 
@@ -264,7 +264,7 @@ static const struct field task_fields[] = {
     LIST(task, timers, record_timer), BYTES(task, pending),
     LIST(task, prctls, record_prctl), LIST(task, vmas, record_vma), LIST(task, aios, record_aio),
     LIST(task, fds, record_fd), LIST(task, locks, record_lock),
-    LIST(task, guards, record_range), LIST(task, inherits, record_range), LIST(task, lazy, record_range),
+    LIST(task, guards, record_range), LIST(task, inherits, record_range), LIST(task, lazy, record_range), LIST(task, earlier, record_range),
     LIST(task, threads, record_thread),
 };
 RECORD(task, task, task_fields);

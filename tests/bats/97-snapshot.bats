@@ -1,23 +1,19 @@
 # ckpt -c: copies by fork, of all at one instant, while the originals run on.
 load common
 
-# A writer that is at it; sets PID.
-start_writer() {
-	start writer "$@"
-	await out ready 20
-	CHECKS=0
-	check_victim "$PID"
-}
-
 # Nobody but the originals is there, traced or stopped.
 nobody_else() {
-	local p
+	local p c
 	until_true "[ \"\$(victims $1 | sort | tr '\n' ' ')\" = '$2' ]"
 	for p in $2; do
 		grep -q '^TracerPid:	0$' "/proc/$p/status"
 		[[ $(sed -n 's/^State:\t\(.\).*/\1/p' "/proc/$p/status") != [tTZ] ]]
 	done
-	! grep -l '^State:	Z' $(for p in $2; do for c in $(cat /proc/"$p"/task/*/children); do echo "/proc/$c/status"; done; done) /dev/null
+	for p in $2; do
+		for c in $(cat /proc/"$p"/task/*/children); do
+			run ! grep -q '^State:	Z' "/proc/$c/status"
+		done
+	done
 }
 
 # The image is run beside the original, and is right.
@@ -36,7 +32,7 @@ image_is_right() {
 	start_writer 96
 	for n in 1 2 3 4 5 6; do
 		ckpt -v -c -p "$PID" -o image 2>ckpt.err
-		! grep -q "stands still until" ckpt.err
+		run ! grep -q "stands still until" ckpt.err
 		image_is_right image
 		check_victim "$PID"
 	done
@@ -48,7 +44,7 @@ image_is_right() {
 	tree=$(victims writer | sort | tr '\n' ' ')
 	for n in 1 2 3 4 5 6; do
 		ckpt -v -c -p "$PID" -o image 2>ckpt.err
-		! grep -q "stands still until" ckpt.err
+		run ! grep -q "stands still until" ckpt.err
 		cp out out.before
 		# Only the first prints: a second tree of the same board would mix with it.
 		restart_as_new image 2>restart.err
@@ -77,7 +73,7 @@ except ChildProcessError:
 '
 	await out ready 10
 	until_true 'snapshot "$PID" >before && snapshot "$PID" >after && diff -q before after >/dev/null'
-	for n in 1 2 3; do
+	for _ in 1 2 3; do
 		ckpt -c -p "$PID" -o image 2>ckpt.err
 		[ ! -s ckpt.err ]
 		as_found "$PID"
@@ -93,7 +89,7 @@ except ChildProcessError:
 	cat fifo >reader && echo end >>reader &
 	echo $! >>pids
 	await out ready 10
-	ckpt -c -p "$PID" >slow --status-fd 4 4>status &
+	ckpt -c --external=drop -p "$PID" >slow --status-fd 4 4>status 2>ckpt.err &
 	c=$!
 	echo $c >>pids
 	exec 5<slow
@@ -101,7 +97,7 @@ except ChildProcessError:
 	echo >go
 	await out closed 10
 	await reader end 10
-	! gone "$c"
+	run ! gone "$c"
 	cat <&5 >image
 	wait $c
 	exec 5<&-
@@ -122,7 +118,7 @@ except ChildProcessError:
 		done
 	done
 	check_victim "$PID"
-	for n in $(seq 1 40); do
+	for _ in $(seq 1 40); do
 		ckpt -c -p "$PID" -o image 2>/dev/null &
 		sleep "0.0$((RANDOM % 60 + 10))"
 		kill -KILL $! 2>/dev/null || :

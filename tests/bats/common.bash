@@ -38,6 +38,9 @@ start() {
 	echo "$PID" >>pids
 }
 
+# A writer that is at it, checked once; sets PID.
+start_writer() { VICTIM=writer start_victim "$@"; }
+
 # The victim with these makers, ready and checked once; sets PID.
 start_victim() {
 	start "${VICTIM:-victim}" "$@"

@@ -1,0 +1,154 @@
+/*
+ * Memory that came before the rest of the image: in rounds, while the original was running (ckpt --rounds). It waits here, for each process by its addresses, and
+ * what is still so in the end goes to where it belongs.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "log.h"
+#include "restart.h"
+
+/* A private mapping of the original when the rounds began. */
+struct waiting {
+	int64_t pid;
+	taddr start, end;
+	unsigned char *memory;
+};
+
+struct earlier {
+	struct waiting *waiting; /* in the order of tasks and addresses */
+	size_t n;
+};
+
+static bool
+may_wait(const struct vma *v)
+{
+	return v->kind == VMA_ANON && !v->shared && v->huge == 0;
+}
+
+static int
+make_room(struct restart *r, struct earlier *e)
+{
+	for (size_t i = 0; i < r->model.header.ntasks; i++)
+		for (size_t k = 0; k < r->model.tasks[i].nvmas; k++) {
+			const struct vma *v = &r->model.tasks[i].vmas[k];
+			struct waiting *w = may_wait(v) ? ARRAY_ADD(e->waiting, e->n) : NULL;
+
+			if (!may_wait(v))
+				continue;
+			if (w == NULL)
+				return -ENOMEM;
+			*w = (struct waiting){r->model.tasks[i].pid, v->start, v->end, NULL};
+			w->memory = mmap(NULL, v->end - v->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			if (w->memory == MAP_FAILED) {
+				e->n--;
+				return fail(ENOMEM, "no room for %" PRIu64 " MB of memory", (v->end - v->start) >> 20);
+			}
+		}
+	return 0;
+}
+
+static struct waiting *
+find(const struct earlier *e, int64_t pid, taddr addr)
+{
+	for (size_t i = 0; i < e->n; i++)
+		if (e->waiting[i].pid == pid && addr >= e->waiting[i].start && addr < e->waiting[i].end)
+			return &e->waiting[i];
+	return NULL;
+}
+
+/* Pages at addr, which may be of several mappings. */
+static int
+put(const struct restart *r, int64_t pid, taddr addr, const unsigned char *data, uint64_t len)
+{
+	while (len > 0) {
+		struct waiting *w = find(r->earlier, pid, addr);
+		uint64_t some = w == NULL ? 0 : min_u64(len, w->end - addr);
+
+		if (w == NULL)
+			return fail(EBADMSG, "%s: bad image: a page at %#" PRIx64 " belongs to no mapping", r->source.name, addr);
+		memcpy(w->memory + (addr - w->start), data, some);
+		addr += some;
+		data += some;
+		len -= some;
+	}
+	return 0;
+}
+
+static int
+take_chunk(struct restart *r)
+{
+	int64_t pid = strtoll(r->member + strlen("pages/"), NULL, 10);
+	struct page_run runs[CHUNK_PAGES];
+	const unsigned char *data;
+	uint64_t npages, used = 0;
+	size_t nruns, len, i = 0;
+	int err = image_get_chunk(r->reader, runs, &nruns, &npages);
+
+	while (err == 0 && (err = image_chunk_data(r->reader, &data, &len)) == 0 && data != NULL)
+		while (len > 0 && err == 0) {
+			uint64_t some = min_u64(len, (runs[i].npages - used) * PAGE_BYTES);
+
+			err = put(r, pid, runs[i].addr + used * PAGE_BYTES, data, some);
+			data += some;
+			len -= some;
+			used += some / PAGE_BYTES;
+			if (used == runs[i].npages) {
+				i++;
+				used = 0;
+			}
+		}
+	return err;
+}
+
+int
+earlier_receive(struct restart *r)
+{
+	int err;
+
+	if (!r->model.header.rounds)
+		return 0;
+	r->earlier = calloc(1, sizeof(*r->earlier));
+	err = r->earlier == NULL ? fail(ENOMEM, "out of memory") : make_room(r, r->earlier);
+	while (err == 0 && strncmp(r->member, "pages/", 6) == 0) {
+		err = take_chunk(r);
+		if (err == 0)
+			err = image_next(r->reader, r->member, &r->member_size) <= 0 ? fail(EBADMSG, "%s: bad image: it ends in a round", r->source.name) : 0;
+		log_progress("memory", image_pages_read(r->reader) * PAGE_BYTES, 0);
+	}
+	log_progress_end();
+	return err < 0 ? err : load_again(r);
+}
+
+int
+earlier_fill(const struct restart *r, struct built *b, const struct task *t)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < t->nearlier && err == 0; i++)
+		for (taddr at = t->earlier[i].start, end; at < t->earlier[i].end && err == 0; at = end) {
+			struct waiting *w = r->earlier == NULL ? NULL : find(r->earlier, t->pid, at);
+
+			if (w == NULL)
+				return fail(EBADMSG, "%s: bad image: nothing came earlier for memory at %#" PRIx64, r->source.name, at);
+			end = min_u64(t->earlier[i].end, w->end);
+			if (b != NULL)
+				err = fill_memory(b, at, w->memory + (at - w->start), end - at);
+		}
+	return err;
+}
+
+void
+earlier_drop(struct restart *r)
+{
+	for (size_t i = 0; r->earlier != NULL && i < r->earlier->n; i++)
+		munmap(r->earlier->waiting[i].memory, r->earlier->waiting[i].end - r->earlier->waiting[i].start);
+	if (r->earlier != NULL)
+		free(r->earlier->waiting);
+	free(r->earlier);
+	r->earlier = NULL;
+}
