@@ -30,7 +30,7 @@ image_is_right() {
 
 @test "memory that two threads write to all the time: what is copied is of one instant" {
 	start_writer 96
-	for n in 1 2 3 4 5 6; do
+	for _ in 1 2 3 4 5 6; do
 		ckpt -v -c -p "$PID" -o image 2>ckpt.err
 		run ! grep -q "stands still until" ckpt.err
 		image_is_right image
@@ -42,7 +42,7 @@ image_is_right() {
 @test "a tree with shared memory: private and shared, parent and children, are of one instant" {
 	start_writer 16 24 3
 	tree=$(victims writer | sort | tr '\n' ' ')
-	for n in 1 2 3 4 5 6; do
+	for _ in 1 2 3 4 5 6; do
 		ckpt -v -c -p "$PID" -o image 2>ckpt.err
 		run ! grep -q "stands still until" ckpt.err
 		cp out out.before
@@ -84,8 +84,16 @@ except ChildProcessError:
 }
 
 @test "its pipes end when it closes them, while its copy is being written" {
-	mkfifo fifo go go2 slow
-	start sh -c 'exec 3>fifo; echo ready; read x <go; exec 3>&-; echo closed; read x <go2'
+	mkfifo fifo go slow
+	start python3 -c '
+import os, time
+more = os.urandom(8 << 20) # than pipes take
+f = open("fifo", "w")
+print("ready", flush=True)
+open("go").read()
+f.close()
+print("closed", flush=True)
+time.sleep(1000)'
 	cat fifo >reader && echo end >>reader &
 	echo $! >>pids
 	await out ready 10

@@ -20,7 +20,7 @@ move_in_rounds() {
 
 @test "memory that two threads write to all the time is moved in rounds, and is right" {
 	start_writer 64
-	for n in 1 2 3; do
+	for _ in 1 2 3; do
 		move_in_rounds pipe
 		move_in_rounds to 3
 	done
@@ -28,7 +28,7 @@ move_in_rounds() {
 
 @test "a tree with shared memory is moved in rounds" {
 	start_writer 16 16 3
-	for n in 1 2 3; do
+	for _ in 1 2 3; do
 		move_in_rounds pipe
 		[ "$(victims writer | wc -l)" = 3 ]
 	done
