@@ -13,12 +13,15 @@
 
 static const char usage[] =
     "usage: ckpt -p PID [-o FILE | --to COMMAND] [-c | -k | -S | -s ADDRESS | -m ADDRESS [--spool FILE]]\n"
-    "            [--rounds N|auto [--max-stop MS]] [--key KEY] [-x] [-e] [-z LEVEL] [--stats[=json]] [-qv]\n"
+    "            [--rounds N|auto [--max-stop MS]] [--key KEY] [-i PARENT] [-x] [-e] [-z LEVEL] [--stats[=json]] [-qv]\n"
     "       ckpt -p PID --check [--json]\n"
+    "       ckpt --every TIME -p PID -o NAME.%n.ckpt [--keep N]\n"
+    "       ckpt --merge FILE\n"
     "       ckpt --resume PID | --end PID | --list\n";
 
 enum { OPT_TO = 256, OPT_TAIL, OPT_TIMED, OPT_CHECK, OPT_JSON, OPT_STATUS, OPT_TIMEOUT, OPT_RESUME,
-	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP, OPT_KEY, OPT_SPOOL, OPT_STATS, OPT_ROUNDS, OPT_MAX_STOP };
+	OPT_END, OPT_LIST, OPT_EMBED, OPT_SINGLE, OPT_EXTERNAL, OPT_LOSS, OPT_TCP, OPT_KEY, OPT_SPOOL, OPT_STATS, OPT_ROUNDS, OPT_MAX_STOP,
+	OPT_EVERY, OPT_KEEP, OPT_MERGE };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, 'p'}, {"output", required_argument, NULL, 'o'},
@@ -35,7 +38,7 @@ static const struct option long_options[] = {
     {"resume", required_argument, NULL, OPT_RESUME}, {"end", required_argument, NULL, OPT_END},
     {"external", required_argument, NULL, OPT_EXTERNAL},
     {"allow-loss", required_argument, NULL, OPT_LOSS}, {"tcp", required_argument, NULL, OPT_TCP},
-    {"list", no_argument, NULL, OPT_LIST}, {"rounds", required_argument, NULL, OPT_ROUNDS}, {"max-stop", required_argument, NULL, OPT_MAX_STOP}, {"stats", optional_argument, NULL, OPT_STATS}, {"single", no_argument, NULL, OPT_SINGLE}, OPTIONS_COMMON,
+    {"list", no_argument, NULL, OPT_LIST}, {"incremental", required_argument, NULL, 'i'}, {"every", required_argument, NULL, OPT_EVERY}, {"keep", required_argument, NULL, OPT_KEEP}, {"merge", required_argument, NULL, OPT_MERGE}, {"rounds", required_argument, NULL, OPT_ROUNDS}, {"max-stop", required_argument, NULL, OPT_MAX_STOP}, {"stats", optional_argument, NULL, OPT_STATS}, {"single", no_argument, NULL, OPT_SINGLE}, OPTIONS_COMMON,
 };
 
 enum { AUTO_ROUNDS = 30, DEFAULT_MAX_STOP_MS = 10 };
@@ -85,6 +88,19 @@ allow_loss(struct ckpt_options *o, const char *of)
 		options_misused("--allow-loss is seccomp or namespaces");
 }
 
+/* "10m", "90", "1.5h": in milliseconds. */
+static int64_t
+get_duration(const char *text)
+{
+	char unit = 's';
+	double n = 0;
+	int used = 0;
+
+	if (sscanf(text, "%lf%n%c%n", &n, &used, &unit, &used) < 1 || text[used] != '\0' || strchr("smhd", unit) == NULL || !(n > 0 && n < 1e6))
+		options_misused("--every is a time such as 30s, 10m, 2h or 1d");
+	return (int64_t)(n * (unit == 's' ? 1e3 : unit == 'm' ? 6e4 : unit == 'h' ? 3.6e6 : 8.64e7)) + (n * 1e3 < 1);
+}
+
 /* How it is measured and sent. Returns false if it is none of these. */
 static bool
 get_sending_option(struct ckpt_options *o, int opt)
@@ -100,6 +116,18 @@ get_sending_option(struct ckpt_options *o, int opt)
 		return true;
 	case OPT_ROUNDS:
 		o->rounds = strcmp(optarg, "auto") == 0 ? AUTO_ROUNDS : options_number(optarg, 1, 1000, "--rounds");
+		return true;
+	case OPT_EVERY:
+		o->every_ms = get_duration(optarg);
+		return true;
+	case OPT_KEEP:
+		o->keep = options_number(optarg, 1, 100000, "--keep");
+		return true;
+	case OPT_STATUS:
+		o->status_fd = options_number(optarg, 0, INT_MAX, "--status-fd");
+		return true;
+	case OPT_TIMEOUT:
+		o->stop_timeout_ms = 1000LL * options_number(optarg, 0, 86400, "--stop-timeout");
 		return true;
 	case OPT_MAX_STOP:
 		o->max_stop_ms = options_number(optarg, 0, INT_MAX, "--max-stop");
@@ -149,12 +177,6 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 	case OPT_JSON:
 		o->json = true;
 		break;
-	case OPT_STATUS:
-		o->status_fd = options_number(optarg, 0, INT_MAX, "--status-fd");
-		break;
-	case OPT_TIMEOUT:
-		o->stop_timeout_ms = 1000LL * options_number(optarg, 0, 86400, "--stop-timeout");
-		break;
 	case OPT_EMBED:
 		o->embed = get_embed(optarg);
 		break;
@@ -166,6 +188,9 @@ get_long_option(struct ckpt_options *o, int opt, enum action action)
 		return DO_END;
 	case OPT_LIST:
 		return DO_LIST;
+	case OPT_MERGE:
+		o->output = optarg;
+		return DO_MERGE;
 	default:
 		options_common(opt, optarg);
 	}
@@ -186,13 +211,16 @@ get_options(int argc, char **argv, struct ckpt_options *o)
 	enum action action = DO_CKPT;
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "p:o:ckSs:m:xez:F:qvV", long_options, NULL)) != -1) {
+	while ((opt = getopt_long(argc, argv, "p:o:i:ckSs:m:xez:F:qvV", long_options, NULL)) != -1) {
 		switch (opt) {
 		case 'p':
 			o->pid = options_number(optarg, 1, INT_MAX, "-p");
 			break;
 		case 'o':
 			o->output = strcmp(optarg, "-") == 0 ? NULL : optarg;
+			break;
+		case 'i':
+			o->parent = optarg;
 			break;
 		case 'c':
 			set_after(o, AFTER_COPY);
@@ -249,6 +277,14 @@ check_options(const struct ckpt_options *o)
 		options_misused("--spool goes with -m");
 	if (o->rounds > 0 && (o->output != NULL || o->after != AFTER_MOVE))
 		options_misused("--rounds is for a move by a pipe or --to; for a file, -c hardly stops it");
+	if (o->parent != NULL && (o->rounds > 0 || o->home != NULL || o->pages != NULL))
+		options_misused("-i does not go with --rounds, -s and -m");
+	if (o->every_ms > 0 && (o->output == NULL || strstr(o->output, "%n") == NULL || (o->after != AFTER_MOVE && o->after != AFTER_COPY)))
+		options_misused("--every makes copies: -o FILE with %n in it, where the number is to be");
+	if (o->every_ms > 0 && (strchr(strstr(o->output, "%n"), '/') != NULL || o->parent != NULL || o->check))
+		options_misused("--every numbers files of one directory, and finds parents itself");
+	if (o->keep > 0 && o->every_ms == 0)
+		options_misused("--keep goes with --every");
 	if (o->max_stop_ms >= 0 && o->rounds == 0)
 		options_misused("--max-stop goes with --rounds");
 	if (o->json && !o->check)
@@ -265,6 +301,8 @@ arguments(int argc, char **argv, struct ckpt_options *o)
 	action = get_options(argc, argv, o);
 	if (action == DO_CKPT)
 		check_options(o);
+	if (o->every_ms > 0)
+		o->after = AFTER_COPY;
 	if (o->max_stop_ms < 0)
 		o->max_stop_ms = DEFAULT_MAX_STOP_MS;
 	return action;

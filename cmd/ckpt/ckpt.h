@@ -19,6 +19,9 @@
  *   ending.c   who ends the original, and when
  *   page.c     code of ours in a process
  *   park.c     originals left behind by -S
+ *   merge.c    an increment becomes whole
+ *   every.c    a chain of increments
+ *   increment.c  what the parent of -i has is not in the image
  *   rounds.c   memory that is sent while it is in use: --rounds
  *   snapshot.c copies of all at one instant, by fork: -c
  *   home.c     the original stays as the home of its files: -s
@@ -57,6 +60,9 @@ struct ckpt_options {
 	bool lose_seccomp, lose_namespaces; /* --allow-loss */
 	bool tcp_reset; /* --tcp=close */
 	int status_fd;
+	const char *parent; /* -i */
+	int64_t every_ms; /* --every; 0: once */
+	int keep;         /* --keep; 0: all */
 	int rounds; /* --rounds: how many at most; 0: none */
 	int64_t max_stop_ms;
 	struct external_rule *rules;
@@ -123,6 +129,7 @@ struct ckpt {
 	const char *home_address; /* what that was asked for as */
 	int home_report; /* where to tell that it has begun */
 	int *kept; /* parallel to model.objects.files: copies of those that are in the image, or -1; NULL without a snapshot */
+	struct chain *parent;  /* -i, or NULL */
 	struct rounds *rounds; /* memory has been sent before; NULL: all is to be sent */
 	bool snapshot; /* they run on, and their copies are read */
 	bool no_output; /* the output could not be opened */
@@ -133,7 +140,7 @@ struct ckpt {
 };
 
 /* --- arguments.c */
-enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST };
+enum action { DO_CKPT, DO_RESUME, DO_END, DO_LIST, DO_MERGE };
 enum action arguments(int argc, char **argv, struct ckpt_options *o);
 
 /* --- tree.c */
@@ -254,6 +261,24 @@ int lend_page(struct member *who, const unsigned char *code, size_t len);
 void take_page_back(struct member *who);
 int unmap_page(struct tracee *th, taddr at);
 
+/* --- increment.c */
+/* Before anything is stopped: the parent of -i. */
+int increment_open(struct ckpt *c);
+void increment_close(struct ckpt *c);
+/* The image says who its parent is, which must have one of these processes. */
+int increment_announce(struct ckpt *c);
+/* Of its pages, those that the parent has as they are go to its task.earlier. Returns 0, or a negative errno, logged. */
+int increment_split(struct ckpt *c, struct member *who);
+/* These of its runs came earlier. Returns 0, or -ENOMEM. */
+int add_earlier(struct member *who, const struct page_runs *runs);
+
+/* --- merge.c */
+/* The image opt->output, in place. Returns 0, or a negative errno, logged; it is then as it was. */
+int merge(const struct ckpt_options *opt);
+
+/* --- every.c: c->opt.output has %n; returns when the process has ended */
+int every(struct ckpt *c);
+
 /* --- rounds.c */
 /* The tree runs: what is known of it, and its memory in rounds, as long as that helps. Then c->rounds is set, if anything could be sent so. Returns 0, or a negative errno, logged. */
 int rounds_send(struct ckpt *c, struct output *o);
@@ -312,6 +337,8 @@ int lazy_stay(struct ckpt *c, struct output *o);
 
 /* Everything but the pages, with the processes stopped. */
 int collect(struct ckpt *c);
+/* One checkpoint, whose first process is open. */
+int run_ckpt(struct ckpt *c);
 
 /* --- main.c: SIGINT or SIGTERM came */
 bool interrupted(void);

@@ -147,6 +147,11 @@ collect_pages(struct ckpt *c)
 	for (size_t i = 0; i < c->nmembers && err == 0; i++)
 		if (!c->members[i]->zombie)
 			err = rounds_split(c, c->members[i]);
+	if (err == 0)
+		err = increment_announce(c);
+	for (size_t i = 0; i < c->nmembers && err == 0; i++)
+		if (!c->members[i]->zombie)
+			err = increment_split(c, c->members[i]);
 	return err;
 }
 
@@ -220,7 +225,7 @@ take_image(struct ckpt *c, struct output *o)
 	return err;
 }
 
-static int
+int
 run_ckpt(struct ckpt *c)
 {
 	struct output o = {.fd = -1, .status_fd = -1};
@@ -228,7 +233,10 @@ run_ckpt(struct ckpt *c)
 	int err = stays ? home_fork(c) : 0;
 
 	if (err == 0)
-		err = output_open(&o, &c->opt);
+		err = increment_open(c);
+	if (err < 0)
+		return err;
+	err = output_open(&o, &c->opt);
 	c->no_output = err < 0;
 	if (err == 0 && c->opt.home != NULL)
 		err = home_open(c, &o);
@@ -265,6 +273,7 @@ ckpt_fini(struct ckpt *c)
 	size_t ntasks = c->model.header.ntasks;
 
 	snapshot_drop(c);
+	increment_close(c);
 	tree_close(c);
 	for (size_t i = 0; i < c->nmapped; i++)
 		close_fd(&c->mapped[i].fd);
@@ -307,9 +316,9 @@ main(int argc, char **argv)
 	if (action == DO_CKPT) {
 		err = tree_open(&c, c.opt.pid);
 		if (err == 0)
-			err = c.opt.check ? run_check(&c) : run_ckpt(&c);
+			err = c.opt.check ? run_check(&c) : c.opt.every_ms > 0 ? every(&c) : run_ckpt(&c);
 	} else {
-		err = action == DO_LIST ? park_list()
+		err = action == DO_MERGE ? merge(&c.opt) : action == DO_LIST ? park_list()
 		    : action == DO_END ? park_end(&c, c.opt.pid) : park_resume(&c, c.opt.pid);
 	}
 	status = exit_status(&c, err);

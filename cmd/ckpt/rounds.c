@@ -499,15 +499,8 @@ rounds_split(struct ckpt *c, struct member *who)
 	close(pagemap);
 	if (err == 0)
 		err = intersect(&who->runs, &clean, &both);
-	for (size_t i = 0; i < both.n && err == 0; i++) {
-		struct page_range *r = ARRAY_ADD(who->task->earlier, who->task->nearlier);
-
-		err = r == NULL ? -ENOMEM : 0;
-		if (err == 0)
-			*r = (struct page_range){both.run[i].addr, both.run[i].addr + both.run[i].npages * PAGE_BYTES};
-	}
 	if (err == 0)
-		err = runs_subtract(&who->runs, &both);
+		err = add_earlier(who, &both);
 	page_runs_fini(&clean);
 	page_runs_fini(&both);
 	return err;

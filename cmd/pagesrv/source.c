@@ -44,6 +44,8 @@ source_open_image(struct source **out, int fd, const char *name)
 		return fail(ENOMEM, "out of memory");
 	}
 	err = page_file_open(&s->file, fd, name);
+	if (err == 0 && page_file_has_parent(s->file))
+		err = fail(ENOTSUP, "%s: some of its pages are in its parent (ckpt --merge %s puts them into it)", name, name);
 	if (err == 0)
 		memcpy(s->id, page_file_id(s->file), sizeof(s->id));
 	return err;

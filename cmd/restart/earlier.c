@@ -1,6 +1,6 @@
 /*
- * Memory that came before the rest of the image: in rounds, while the original was running (ckpt --rounds). It waits here, for each process by its addresses, and
- * what is still so in the end goes to where it belongs.
+ * Memory that came before the rest of the image: in its parents (ckpt -i), which are files; or in rounds, while the original was running (ckpt --rounds). Then it waits
+ * here, for each process by its addresses, and what is still so in the end goes to where it belongs.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "chain.h"
 #include "log.h"
 #include "restart.h"
 
@@ -125,7 +126,43 @@ earlier_receive(struct restart *r)
 }
 
 int
-earlier_fill(const struct restart *r, struct built *b, const struct task *t)
+earlier_open(struct restart *r)
+{
+	if (r->model.header.parent == NULL)
+		return 0;
+	return chain_open_parents(&r->parents, &r->model.header, r->source.is_stdin ? NULL : r->source.name, r->opt.parent);
+}
+
+static int
+missing(const struct restart *r, taddr at)
+{
+	return fail(EBADMSG, "%s: bad image: nothing came earlier for memory at %#" PRIx64, r->source.name, at);
+}
+
+/* From its parents. */
+static int
+fill_from_parents(const struct restart *r, struct built *b, const struct task *t)
+{
+	struct chain_reader *reader = chain_reader_new(r->parents);
+	int err = reader == NULL ? fail(ENOMEM, "out of memory") : 0;
+	const unsigned char *content;
+	uint64_t n;
+
+	for (size_t i = 0; i < t->nearlier && err == 0; i++)
+		for (taddr at = t->earlier[i].start; at < t->earlier[i].end && err == 0; at += n * PAGE_BYTES) {
+			err = chain_find(reader, t->pid, at, t->earlier[i].end, &content, &n);
+			if (err == 0)
+				err = missing(r, at);
+			if (err > 0)
+				err = b == NULL ? 0 : fill_memory(b, at, content, n * PAGE_BYTES);
+		}
+	chain_reader_free(reader);
+	return err;
+}
+
+/* From the rounds. */
+static int
+fill_from_rounds(const struct restart *r, struct built *b, const struct task *t)
 {
 	int err = 0;
 
@@ -134,12 +171,18 @@ earlier_fill(const struct restart *r, struct built *b, const struct task *t)
 			struct waiting *w = r->earlier == NULL ? NULL : find(r->earlier, t->pid, at);
 
 			if (w == NULL)
-				return fail(EBADMSG, "%s: bad image: nothing came earlier for memory at %#" PRIx64, r->source.name, at);
+				return missing(r, at);
 			end = min_u64(t->earlier[i].end, w->end);
 			if (b != NULL)
 				err = fill_memory(b, at, w->memory + (at - w->start), end - at);
 		}
 	return err;
+}
+
+int
+earlier_fill(const struct restart *r, struct built *b, const struct task *t)
+{
+	return r->parents != NULL && t->nearlier > 0 ? fill_from_parents(r, b, t) : fill_from_rounds(r, b, t);
 }
 
 void

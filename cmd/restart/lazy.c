@@ -249,8 +249,8 @@ lazy_begin(struct restart *r)
 
 	if (!r->opt.lazy && !lazy_is_elsewhere(r))
 		return 0;
-	if (r->model.header.rounds) {
-		note("%s: its memory came in rounds: all of it is read before it runs", r->source.name);
+	if (r->model.header.rounds || r->model.header.parent != NULL) {
+		note("%s: its memory %s: all of it is read before it runs", r->source.name, r->model.header.rounds ? "came in rounds" : "is in several images");
 		return 0;
 	}
 	if (!lazy_is_elsewhere(r) && (r->source.total == 0 || image_wants_end(r->reader))) {

@@ -25,11 +25,11 @@ static const char usage[] =
     "usage: restart [-d] [--pid=same|ns|new] [--inherit IMAGE_FD=FD] [--stdio IN,OUT,ERR]\n"
     "               [--map OLD=NEW] [--chdir DIR] [--check] [--hold SECONDS]\n"
     "               [--lazy] [--demand-only] [--pages ADDRESS]\n"
-    "               [--home ADDRESS] [--key KEY] [--retry SECONDS] [--stats[=json]]\n"
+    "               [--home ADDRESS] [--key KEY] [--retry SECONDS] [--parent FILE] [--stats[=json]]\n"
     "               [-qv] [FILE | -]\n";
 
 enum { OPT_PID = 256, OPT_INHERIT, OPT_MAP, OPT_CHDIR, OPT_CHECK, OPT_HOLD, OPT_STATUS, OPT_CPU,
-	OPT_WITHOUT_END, OPT_TCP, OPT_HOME, OPT_KEY, OPT_LAZY, OPT_DEMAND, OPT_PAGES, OPT_RETRY, OPT_STDIO, OPT_STATS };
+	OPT_WITHOUT_END, OPT_TCP, OPT_HOME, OPT_KEY, OPT_LAZY, OPT_DEMAND, OPT_PAGES, OPT_RETRY, OPT_STDIO, OPT_STATS, OPT_PARENT };
 
 static const struct option long_options[] = {
     {"detach", no_argument, NULL, 'd'}, {"pid", required_argument, NULL, OPT_PID},
@@ -39,7 +39,7 @@ static const struct option long_options[] = {
     {"cpu", required_argument, NULL, OPT_CPU}, {"tcp", required_argument, NULL, OPT_TCP},
     {"home", required_argument, NULL, OPT_HOME}, {"key", required_argument, NULL, OPT_KEY},
     {"lazy", no_argument, NULL, OPT_LAZY}, {"demand-only", no_argument, NULL, OPT_DEMAND}, {"pages", required_argument, NULL, OPT_PAGES}, {"retry", required_argument, NULL, OPT_RETRY},
-    {"stats", optional_argument, NULL, OPT_STATS}, {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
+    {"parent", required_argument, NULL, OPT_PARENT}, {"stats", optional_argument, NULL, OPT_STATS}, {"without-end", no_argument, NULL, OPT_WITHOUT_END}, OPTIONS_COMMON,
 };
 
 static void
@@ -102,6 +102,9 @@ static bool
 get_place_option(struct restart_options *o, int opt)
 {
 	switch (opt) {
+	case OPT_PARENT:
+		o->parent = optarg;
+		return true;
 	case OPT_HOME:
 		o->home = optarg;
 		return true;
@@ -429,6 +432,8 @@ main(int argc, char **argv)
 		err = load_metadata(&r);
 	if (err == 0)
 		err = load_host_check(&r);
+	if (err == 0)
+		err = earlier_open(&r);
 	if (err == 0 && r.opt.check)
 		err = run_check(&r);
 	else if (err == 0)

@@ -50,6 +50,7 @@ struct restart_options {
 	int retry_s;
 	int64_t hold_ms; /* how long to wait for END, -1: for ever */
 	int status_fd;
+	const char *parent; /* --parent: where the image's is */
 	bool cpu_force, without_end, tcp_reset;
 	enum stats_form stats;
 };
@@ -115,6 +116,7 @@ struct restart {
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
+	struct chain *parents; /* of an increment, or NULL */
 	struct earlier *earlier; /* memory that came in rounds, or NULL */
 	struct lazy_restart *lazy; /* of memory that comes later, or NULL */
 	struct untraced *untraced; /* they are built without ptrace(2), or NULL */
@@ -134,6 +136,8 @@ int load_host_check(struct restart *r);
 int load_again(struct restart *r);
 
 /* --- earlier.c */
+/* The parents of an increment are found before anything is made. */
+int earlier_open(struct restart *r);
 /* Where memory comes in rounds: takes it, and then what load_again() takes. */
 int earlier_receive(struct restart *r);
 /* Pages of the task that came earlier, into b, or NULL: only look whether they have come. */

@@ -250,28 +250,6 @@ put_chunk(struct image_writer *w, int64_t pid, const struct chunk_job *c)
 	return err;
 }
 
-/* The next pages of runs, as many as a chunk holds. Returns their number. */
-static uint64_t
-fill_chunk(struct chunk_job *c, const struct page_runs *runs, size_t *next, uint64_t *used)
-{
-	uint64_t n = 0;
-
-	c->nin = 0;
-	while (*next < runs->n && n < CHUNK_PAGES) {
-		const struct page_run *run = &runs->run[*next];
-		uint64_t some = min_u64(run->npages - *used, CHUNK_PAGES - n);
-
-		c->in[c->nin++] = (struct page_run){run->addr + *used * PAGE_BYTES, some};
-		n += some;
-		*used += some;
-		if (*used == run->npages) {
-			++*next;
-			*used = 0;
-		}
-	}
-	return n;
-}
-
 int
 image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *runs,
     struct page_source *source, image_progress *progress, void *ctx)
@@ -279,8 +257,9 @@ image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *run
 	unsigned threads = pipeline_default_threads(), depth = 2 * threads + 1;
 	struct pipeline *pipe = pipeline_new(threads, depth);
 	struct chunk_job **idle = calloc(depth, sizeof(struct chunk_job *));
-	size_t nidle = 0, next = 0;
-	uint64_t used = 0, done = 0;
+	struct page_cursor at = {0};
+	size_t nidle = 0;
+	uint64_t done = 0, got;
 	int err = pipe == NULL || idle == NULL ? -ENOMEM : 0;
 
 	while (err == 0 && nidle < depth) {
@@ -290,14 +269,15 @@ image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *run
 		else
 			nidle++;
 	}
-	while (err == 0 && (next < runs->n || !pipeline_empty(pipe))) {
-		while (nidle > 0 && next < runs->n) {
+	while (err == 0 && (at.next < runs->n || !pipeline_empty(pipe))) {
+		while (nidle > 0 && at.next < runs->n) {
 			struct chunk_job *c = idle[--nidle];
 
 			c->job.run = chunk_job_run;
 			c->source = source;
 			c->level = w->level;
-			done += fill_chunk(c, runs, &next, &used);
+			c->nin = page_cursor_take(&at, runs->run, runs->n, CHUNK_PAGES, c->in, &got);
+			done += got;
 			pipeline_submit(pipe, &c->job);
 		}
 		idle[nidle++] = (struct chunk_job *)pipeline_take(pipe);

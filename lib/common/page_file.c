@@ -29,6 +29,7 @@ struct page_file {
 	size_t nchunks;
 	int64_t *tasks;
 	size_t ntasks;
+	bool has_parent;
 	uint64_t pages, bytes;
 };
 
@@ -282,9 +283,6 @@ read_index(struct page_file *pf)
 		err = end.index == 0 ? fail(ENOTSUP, "%s: has no index, as images of older versions: it can only be read as a whole", pf->name) : bad(pf, "its index is not where it should be");
 	if (err == 0)
 		err = get_member(pf, end.index, pf->nframes - 1, INDEX_NAME, &data, &len);
-	if (err == 0)
-		err = take_index(pf, data, len);
-	free(data);
 	record_free(&record_end, &end);
 	if (err == 0)
 		err = get_record(pf, 0, 1, "header.json", &record_header, &header);
@@ -294,7 +292,11 @@ read_index(struct page_file *pf)
 		err = bad(pf, "it has no identity");
 	if (err == 0)
 		memcpy(pf->id, header.id, sizeof(pf->id));
+	pf->has_parent = header.parent != NULL;
 	record_free(&record_header, &header);
+	if (err == 0)
+		err = take_index(pf, data, len);
+	free(data);
 	return err;
 }
 
@@ -344,6 +346,12 @@ page_file_close(struct page_file *pf)
 	free(pf->chunks);
 	free(pf->tasks);
 	free(pf);
+}
+
+bool
+page_file_has_parent(const struct page_file *pf)
+{
+	return pf->has_parent;
 }
 
 const char *

@@ -18,6 +18,8 @@ int page_file_open(struct page_file **pf, int fd, const char *name);
 /* Accepts NULL. */
 void page_file_close(struct page_file *pf);
 
+/* Are some of its pages in a parent? */
+bool page_file_has_parent(const struct page_file *pf);
 /* 32 hex digits, borrowed. */
 const char *page_file_id(const struct page_file *pf);
 /* Pages that it has, and bytes that these take in it. */

@@ -24,6 +24,27 @@ page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages)
 	return 0;
 }
 
+size_t
+page_cursor_take(struct page_cursor *at, const struct page_run *runs, size_t n, uint64_t want, struct page_run *out, uint64_t *got)
+{
+	size_t nout = 0;
+
+	*got = 0;
+	while (at->next < n && *got < want) {
+		const struct page_run *run = &runs[at->next];
+		uint64_t some = min_u64(run->npages - at->used, want - *got);
+
+		out[nout++] = (struct page_run){run->addr + at->used * PAGE_BYTES, some};
+		*got += some;
+		at->used += some;
+		if (at->used == run->npages) {
+			at->next++;
+			at->used = 0;
+		}
+	}
+	return nout;
+}
+
 void
 page_runs_fini(struct page_runs *runs)
 {
@@ -42,30 +63,6 @@ page_is_zero(const unsigned char *page)
 			w[i + 7]) != 0)
 			return false;
 	return true;
-}
-
-/* Take up to `want` pages from the runs that are left, into part[]. */
-static size_t
-take_runs(struct chunk_job *c, size_t *next, uint64_t *used, uint64_t want,
-    struct page_run *part, uint64_t *got)
-{
-	size_t n = 0;
-
-	*got = 0;
-	while (*next < c->nin && *got < want) {
-		const struct page_run *run = &c->in[*next];
-		uint64_t some = min_u64(run->npages - *used, want - *got);
-
-		part[n].addr = run->addr + *used * PAGE_BYTES;
-		part[n++].npages = some;
-		*got += some;
-		*used += some;
-		if (*used == run->npages) {
-			++*next;
-			*used = 0;
-		}
-	}
-	return n;
 }
 
 /* Keep the pages of part[] that matter, moved together behind those that f holds. */
@@ -93,17 +90,16 @@ chunk_job_run(struct job *job)
 {
 	struct chunk_job *c = (struct chunk_job *)job;
 	struct page_run part[CHUNK_PAGES];
-	size_t next = 0;
-	uint64_t used = 0, got;
+	struct page_cursor at = {0};
+	uint64_t got;
 
 	c->nout = c->nframes = 0;
 	c->npages = 0;
 	c->err = 0;
 	c->frames[0].raw_len = 0;
-	while (next < c->nin && c->err == 0) {
+	while (at.next < c->nin && c->err == 0) {
 		struct frame *f = &c->frames[c->nframes];
-		size_t n = take_runs(c, &next, &used, (FRAME_RAW_MAX - f->raw_len) / PAGE_BYTES,
-		    part, &got);
+		size_t n = page_cursor_take(&at, c->in, c->nin, (FRAME_RAW_MAX - f->raw_len) / PAGE_BYTES, part, &got);
 
 		c->err = c->source->read(c->source, part, n, frame_raw(f) + f->raw_len);
 		if (c->err < 0)

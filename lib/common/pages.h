@@ -25,6 +25,14 @@ struct page_runs {
 int page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages);
 void page_runs_fini(struct page_runs *runs);
 
+/* Where one is in runs. */
+struct page_cursor {
+	size_t next;   /* run */
+	uint64_t used; /* pages of it */
+};
+/* The next pages of n runs, *got of them, at most want: to out, which has room for as many runs. Returns how many that are. */
+size_t page_cursor_take(struct page_cursor *at, const struct page_run *runs, size_t n, uint64_t want, struct page_run *out, uint64_t *got);
+
 /* The same of a page, to an array that has room. */
 static inline void
 page_run_put(struct page_run *runs, size_t *n, taddr addr)
