@@ -155,8 +155,9 @@ time.sleep(1000)'
 	start_writer 16
 	ckpt --rounds 2 -p "$PID" >image
 	gone "$PID"
-	run pagesrv stat image
-	[ "$status" != 0 ]
+	run timeout 20 pagesrv serve -l "unix:$T/sock" image
+	[ "$status" = 69 ]
+	[[ "$output" == *"came in rounds"* ]]
 	restart --check image
 	restart_as_new --lazy image 2>restart.err
 	grep -q "came in rounds" restart.err

@@ -88,16 +88,22 @@ image_is_right() {
 	run ckpt -c -i a.ckpt -p "$PID" -o d.ckpt
 	[ "$status" = 73 ]
 	[[ "$output" == *"a.ckpt: is an image of other processes"* ]]
-	# Bytes of the parent's pages.
-	size=$(stat -c %s a.ckpt)
+	# Bytes of the parent's pages, all of which are still so.
+	start lazy 8
+	until_true 'grep -q ready out'
+	ckpt -c -p "$PID" -o old.ckpt
+	ckpt -c -i old.ckpt -p "$PID" -o new.ckpt
+	size=$(stat -c %s old.ckpt)
 	for at in 3 5 7; do
-		cp a.ckpt kept
-		printf 'xxxxxxxx' | dd of=a.ckpt bs=1 seek=$((size * at / 10)) conv=notrunc status=none
-		run restart c.ckpt
+		cp old.ckpt kept
+		printf 'xxxxxxxx' | dd of=old.ckpt bs=1 seek=$((size * at / 10)) conv=notrunc status=none
+		run timeout 20 restart --check new.ckpt
 		[ "$status" = 65 ]
-		mv kept a.ckpt
+		run timeout 20 restart new.ckpt
+		[ "$status" = 65 ]
+		mv kept old.ckpt
 	done
-	run pagesrv serve b.ckpt unix:sock
+	run timeout 20 pagesrv serve -l "unix:$T/sock" b.ckpt
 	[ "$status" = 69 ]
 	[[ "$output" == *"ckpt --merge b.ckpt"* ]]
 }
