@@ -191,6 +191,7 @@ void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Of its pages those that fork(2) does not copy. */
 int contents_still(struct ckpt *c, struct member *who, struct page_runs *runs);
+/* Whole, by way of /proc/PID/mem, which leaves pages shared that are. Returns 0, or a negative errno. */
 int memory_read(struct memory m, taddr addr, void *data, uint64_t len);
 /* What is left of runs without those of `less`; both ascend. Returns 0, or -ENOMEM. */
 int runs_subtract(struct page_runs *runs, const struct page_runs *less);
@@ -200,6 +201,8 @@ int contents_split(struct member *who);
 int collect_inherited(const struct ckpt *c, struct member *who);
 /* When all files are known: mappings that belong to one. */
 void space_refer(struct ckpt *c);
+/* It still runs: the files behind its mappings are looked at, as that takes time. */
+void space_look_ahead(const struct target *t);
 /* Index of the file behind a mapping, which is added where it is new; or a negative errno. */
 int64_t space_file(struct ckpt *c, struct member *who, const struct proc_map *m);
 void ckpt_fini(struct ckpt *c);

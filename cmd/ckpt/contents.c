@@ -358,10 +358,6 @@ read_slowly(int mem, const struct page_run *runs, size_t nruns, unsigned char *o
 int
 memory_read(struct memory m, taddr addr, void *data, uint64_t len)
 {
-	struct iovec remote = {(void *)(uintptr_t)addr, len}, local = {data, len};
-
-	if (kfeat(KFEAT_process_vm) && process_vm_readv(m.pid, &local, 1, &remote, 1, 0) == (ssize_t)len)
-		return 0;
 	return mem_read(m.mem, addr, data, len);
 }
 
@@ -391,10 +387,17 @@ read_live(struct page_source *s, const struct page_run *runs, size_t nruns, unsi
 {
 	const struct member *who = ((struct live_pages *)s)->who;
 	struct iovec remote[FRAME_RAW_MAX / PAGE_BYTES], local = {out, 0};
+	const struct ckpt *c = ((struct live_pages *)s)->c;
 	struct memory m = member_memory(who);
 
 	if (snapshot_still(who) != NULL)
 		return read_in_pieces(who, runs, nruns, out);
+	/*
+	 * process_vm_readv(2) is quicker, but pins pages (FOLL_PIN), and what is pinned is first made the process's own (Linux 5.19): each page that two have in common
+	 * would be there twice.
+	 */
+	if (who->copy != NULL || c->nmembers > 1)
+		return read_slowly(m.mem, runs, nruns, out);
 	for (size_t i = 0; i < nruns; i++) {
 		remote[i].iov_base = (void *)(uintptr_t)runs[i].addr;
 		remote[i].iov_len = runs[i].npages * PAGE_BYTES;

@@ -13,6 +13,7 @@
 #include "ckpt.h"
 #include "cpu.h"
 #include "fault.h"
+#include "fileid.h"
 #include "io.h"
 #include "log.h"
 #include "netlock.h"
@@ -292,6 +293,7 @@ ckpt_fini(struct ckpt *c)
 	}
 	free(c->in_flight);
 	free(c->tasks);
+	fileid_forget();
 	kind_shared_fini(&c->shared);
 	report_fini(&c->report);
 	record_free(&record_header, &c->model.header);

@@ -90,6 +90,15 @@ snapshot_file(const struct ckpt *c, size_t index)
 	return c->kept != NULL ? c->kept[index] : -1;
 }
 
+/* One that is only mapped can be read later: it is not theirs to write. */
+static bool
+is_to_be_kept(const struct ckpt *c, size_t i)
+{
+	const struct file_ref *f = &c->model.objects.files[i];
+
+	return f->member != NULL && (i >= c->nmapped || f->gone || f->partial);
+}
+
 /* Files in the image may change as soon as they run: copies of those, too. */
 static int
 keep_files(struct ckpt *c)
@@ -100,7 +109,7 @@ keep_files(struct ckpt *c)
 
 	set_partial_sizes(c);
 	for (size_t i = 0; i < o->nfiles; i++)
-		sum += o->files[i].member != NULL ? o->files[i].size : 0;
+		sum += is_to_be_kept(c, i) ? o->files[i].size : 0;
 	if (sum > KEPT_MAX)
 		return -EFBIG;
 	c->kept = malloc((o->nfiles + 1) * sizeof(*c->kept));
@@ -109,7 +118,7 @@ keep_files(struct ckpt *c)
 	for (size_t i = 0; i < o->nfiles; i++)
 		c->kept[i] = -1;
 	for (size_t i = 0; i < o->nfiles && err == 0; i++)
-		if (o->files[i].member != NULL) {
+		if (is_to_be_kept(c, i)) {
 			c->kept[i] = memfd_create("kept", MFD_CLOEXEC);
 			err = c->kept[i] < 0 ? -errno : copy_file(c, i, c->kept[i]);
 		}

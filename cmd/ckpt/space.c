@@ -112,6 +112,29 @@ open_mapped(const struct ckpt *c, const struct target *t, const struct proc_map 
 	return fd;
 }
 
+void
+space_look_ahead(const struct target *t)
+{
+	struct proc_maps maps = {0};
+
+	if (proc_read_maps(t->proc, false, &maps) < 0)
+		return;
+	for (size_t i = 0; i < maps.n; i++) {
+		char *path;
+		int fd;
+
+		if (maps.map[i].ino == 0 || maps.map[i].path[0] != '/' || (i > 0 && maps.map[i].ino == maps.map[i - 1].ino) ||
+		    asprintf(&path, "root%s", maps.map[i].path) < 0)
+			continue;
+		fd = openat(t->proc, path, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+		if (fd >= 0)
+			fileid_look_ahead(fd);
+		close_fd(&fd);
+		free(path);
+	}
+	proc_maps_fini(&maps);
+}
+
 /* A file in memory has no other place than this host's. */
 static bool
 is_in_memory(int fd)

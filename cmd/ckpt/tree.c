@@ -79,8 +79,13 @@ int
 tree_open(struct ckpt *c, pid_t pid)
 {
 	struct member *who = add_member(c, NULL);
+	int err = who == NULL ? -ENOMEM : open_target(c, who, pid);
 
-	return who == NULL ? -ENOMEM : open_target(c, who, pid);
+	if (err == 0) {
+		target_look_ahead(&who->target);
+		space_look_ahead(&who->target);
+	}
+	return err;
 }
 
 /* It has ended, and waits for its parent: there is nothing to stop. */

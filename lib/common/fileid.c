@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "digest.h"
@@ -68,6 +69,74 @@ keep(char **to, const char *text)
 	return *to == NULL ? -ENOMEM : 0;
 }
 
+/* What was found out ahead. */
+static struct known {
+	struct stat st;
+	char *build_id, *hash;
+} *known;
+static size_t nknown;
+
+static bool
+is_same_time(struct timespec a, struct timespec b)
+{
+	return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+static const struct known *
+find_known(const struct stat *st)
+{
+	for (size_t i = 0; i < nknown; i++) {
+		const struct stat *k = &known[i].st;
+
+		if (k->st_dev == st->st_dev && k->st_ino == st->st_ino && k->st_size == st->st_size &&
+		    is_same_time(k->st_mtim, st->st_mtim) && is_same_time(k->st_ctim, st->st_ctim))
+			return &known[i];
+	}
+	return NULL;
+}
+
+void
+fileid_look_ahead(int fd)
+{
+	struct file_ref ref = {0};
+	struct known *k;
+	struct stat st;
+
+	/* One that was changed just now may be changed again without another time. */
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_ctim.tv_sec + 2 > time(NULL) || find_known(&st) != NULL)
+		return;
+	if (fileid_get(&ref, fd, FILEID_BUILD_ID | FILEID_HASH) == 0 && (k = ARRAY_ADD(known, nknown)) != NULL) {
+		*k = (struct known){st, ref.build_id, ref.hash};
+		return;
+	}
+	free(ref.build_id);
+	free(ref.hash);
+}
+
+void
+fileid_forget(void)
+{
+	for (size_t i = 0; i < nknown; i++) {
+		free(known[i].build_id);
+		free(known[i].hash);
+	}
+	free(known);
+	known = NULL;
+	nknown = 0;
+}
+
+/* As it was found out ahead. Returns 1, 0 if it was not, or -ENOMEM. */
+static int
+take_known(struct file_ref *ref, const struct stat *st)
+{
+	const struct known *k = find_known(st);
+	int err = k != NULL && k->build_id != NULL ? keep(&ref->build_id, k->build_id) : 0;
+
+	if (err == 0 && k != NULL && k->hash != NULL)
+		err = keep(&ref->hash, k->hash);
+	return err < 0 ? err : k != NULL;
+}
+
 int
 fileid_get(struct file_ref *ref, int fd, int what)
 {
@@ -82,6 +151,8 @@ fileid_get(struct file_ref *ref, int fd, int what)
 	ref->mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
 	if (!S_ISREG(st.st_mode))
 		return 0;
+	if (what == (FILEID_BUILD_ID | FILEID_HASH) && (err = take_known(ref, &st)) != 0)
+		return err < 0 ? err : 0;
 	if (what & FILEID_BUILD_ID) {
 		err = elf_build_id(fd, hex);
 		if (err > 0)

@@ -18,6 +18,10 @@ enum { FILEID_BUILD_ID = 1, FILEID_HASH = 2, FILEID_SAMPLE = 4 };
  */
 int fileid_get(struct file_ref *ref, int fd, int what);
 
+/* FILEID_BUILD_ID and FILEID_HASH of this file are found out now, and need not be when they are asked for, if it is still the same then. Silent. */
+void fileid_look_ahead(int fd);
+void fileid_forget(void);
+
 enum fileid_match { FILE_SAME, FILE_DIFFERENT };
 
 /* Compare fd with a mapped or executed file of an image. Returns one of them, or a negative errno. */

@@ -282,6 +282,28 @@ leader_first(const void *a, const void *b)
 	return x->inner_tid < y->inner_tid ? -1 : x->inner_tid > y->inner_tid;
 }
 
+void
+target_look_ahead(struct target *t)
+{
+	struct proc_maps maps = {0};
+	int mem = openat(t->proc, "mem", O_RDONLY | O_CLOEXEC);
+
+	if (mem >= 0 && proc_read_maps(t->proc, false, &maps) == 0)
+		tracee_find_gadgets(mem, &maps, &t->gadget, &t->restorer);
+	proc_maps_fini(&maps);
+	close_fd(&mem);
+}
+
+static bool
+is_at(const struct target *t, taddr at, const unsigned char *bytes, size_t n)
+{
+	const struct proc_map *m = at == 0 ? NULL : proc_maps_find(&t->maps, at);
+	unsigned char there[16];
+
+	return m != NULL && (m->prot & (PROT_READ | PROT_EXEC)) == (PROT_READ | PROT_EXEC) && at + n <= m->end &&
+	    mem_read(t->mem, at, there, n) == 0 && memcmp(there, bytes, n) == 0;
+}
+
 /* When they are stopped: where they stand, and what calls in them need. */
 static int
 prepare(struct target *t, int64_t deadline, bool eintr)
@@ -303,7 +325,8 @@ prepare(struct target *t, int64_t deadline, bool eintr)
 	}
 	if (err == 0)
 		err = proc_read_stat(t->proc, &t->stat);
-	tracee_find_gadgets(t->mem, &t->maps, &t->gadget, &t->restorer);
+	if (!is_at(t, t->gadget, arch_syscall_ret, ARCH_SYSCALL_RET_BYTES) || !is_at(t, t->restorer, arch_restorer, ARCH_RESTORER_BYTES))
+		tracee_find_gadgets(t->mem, &t->maps, &t->gadget, &t->restorer);
 	/* Go runs on small stacks amid its heap: nothing may be left below them, not even dead. */
 	if (proc_maps_find(&t->maps, 0xc000000000) != NULL)
 		t->restorer = 0;

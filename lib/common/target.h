@@ -27,6 +27,8 @@ struct target {
 
 /* Returns 0, or a negative errno, logged; ESRCH, EPERM, EBUSY tell which exit status. */
 int target_open(struct target *t, pid_t pid);
+/* What calls in it will need is looked for while it still runs, as there is a lot to look through. */
+void target_look_ahead(struct target *t);
 /*
  * Stop every thread. On failure everything runs again. Where it is asked, its threads stand in a handler, and what is done to others by ptrace(2) is
  * done by what they execute: target_borrow() and so on do nothing, scripts run as ever.
