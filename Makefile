@@ -172,6 +172,7 @@ bench: all
 	$(Q)tools/deps test
 	$(Q)$(MAKE) --no-print-directory $(HELPERS) $(BUILD)/bench/limit $(BUILD)/bench/calls $(BUILD)/bench/lazy
 	$(Q)bench/run $(BUILD)
+	$(Q)bench/stop.sh $(BUILD)
 	$(Q)bench/calls.sh $(BUILD)
 	$(Q)bench/lazy.sh $(BUILD)
 	$(Q)bench/paper.sh $(BUILD)

@@ -2,6 +2,8 @@
  * limit: what this machine itself needs to copy memory, as the measure for ckpt and restart.
  *
  *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
+ *                             with KIND-huge in huge pages; SIGUSR1: fork(2), and how long that took goes to stdout
+ *   limit write MIB PERCENT   hold MIB MiB, and write all over that part of them all the time
  *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
  *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
  *   limit warm MIB            touch that much memory, and free it
@@ -10,6 +12,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,25 +52,76 @@ next(uint64_t *s)
 	return *s;
 }
 
+static volatile sig_atomic_t asked;
+
+static void
+ask(int sig)
+{
+	asked = sig;
+}
+
+/* A bare fork(2), of a child that ends at once. */
+static void
+time_fork(void)
+{
+	double before = now(), took;
+	pid_t pid = fork();
+
+	if (pid == 0)
+		_exit(0);
+	took = now() - before;
+	waitpid(pid, NULL, 0);
+	printf("fork %.6f\n", took);
+	fflush(stdout);
+}
+
+static uint64_t *
+fill(size_t mib, const char *kind, bool huge)
+{
+	size_t len = mib << 20, room = len + (2 << 20), n = strcspn(kind, "-");
+	uint64_t seed = 88172645463325252ULL;
+	char *all = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t *p = (uint64_t *)(((uintptr_t)all + (2 << 20) - 1) & -(uintptr_t)(2 << 20));
+
+	if (all == MAP_FAILED)
+		die("mmap");
+	madvise(all, room, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* 4 KiB pages: the harder case, and the same each time */
+	for (size_t i = 0; i < len / 8; i++)
+		p[i] = strncmp(kind, "random", n) == 0 ? next(&seed)
+		    : strncmp(kind, "zero", n) == 0    ? 0
+		    : i % 3 == 0		       ? next(&seed)
+						       : 0x2020202020202020ULL;
+	return p;
+}
+
 static void
 hold(size_t mib, const char *kind)
 {
-	size_t len = mib << 20;
-	uint64_t seed = 88172645463325252ULL;
-	uint64_t *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct sigaction sa = {.sa_handler = ask};
 
-	if (p == MAP_FAILED)
-		die("mmap");
-	madvise(p, len, MADV_NOHUGEPAGE); /* 4 KiB pages: the harder case, and the same each time */
-	for (size_t i = 0; i < len / 8; i++)
-		p[i] = strcmp(kind, "random") == 0 ? next(&seed)
-		    : strcmp(kind, "zero") == 0    ? 0
-		    : i % 3 == 0		   ? next(&seed)
-						   : 0x2020202020202020ULL;
+	fill(mib, kind, strstr(kind, "-huge") != NULL);
+	sigaction(SIGUSR1, &sa, NULL);
+	puts("ready");
+	fflush(stdout);
+	for (;;) {
+		pause();
+		if (asked)
+			time_fork();
+		asked = 0;
+	}
+}
+
+static void
+write_all_over(size_t mib, unsigned percent)
+{
+	volatile uint64_t *p = fill(mib, "text", false);
+	size_t pages = mib * 256 * percent / 100;
+	uint64_t seed = 88172645463325252ULL;
+
 	puts("ready");
 	fflush(stdout);
 	for (;;)
-		pause();
+		p[next(&seed) % (pages > 0 ? pages : 1) * 512]++;
 }
 
 static int
@@ -168,6 +223,8 @@ main(int argc, char **argv)
 {
 	if (argc == 4 && strcmp(argv[1], "hold") == 0)
 		hold(strtoul(argv[2], NULL, 10), argv[3]);
+	if (argc == 4 && strcmp(argv[1], "write") == 0)
+		write_all_over(strtoul(argv[2], NULL, 10), (unsigned)strtoul(argv[3], NULL, 10));
 	if (argc == 4 && strcmp(argv[1], "save") == 0)
 		return save(atoi(argv[2]), argv[3]);
 	if (argc == 3 && strcmp(argv[1], "load") == 0)
@@ -176,6 +233,6 @@ main(int argc, char **argv)
 		return warm(strtoul(argv[2], NULL, 10));
 	if (argc >= 4 && strcmp(argv[1], "time") == 0)
 		return time_command(argv[2], argv + 3);
-	fputs("usage: limit hold MIB KIND | save PID FILE | load FILE | warm MIB | time OUT COMMAND...\n", stderr);
+	fputs("usage: limit hold MIB KIND | write MIB PERCENT | save PID FILE | load FILE | warm MIB | time OUT COMMAND...\n", stderr);
 	return 2;
 }
