@@ -163,3 +163,88 @@ time.sleep(1000)'
 	grep -q "came in rounds" restart.err
 	check_victim "$NEW"
 }
+
+# In rounds, as soon as nothing is on its way in its tree; sets PID.
+move_busy() {
+	local status
+	for _ in $(seq 20); do
+		status=0
+		ckpt --rounds auto -p "$PID" 2>ckpt.err | restart -d - 2>restart.err >new || status=${PIPESTATUS[0]}
+		[ ! -s new ] || break
+	done
+	[ "$status" = 0 ] || { cat ckpt.err restart.err; return 1; }
+	PID=$(cat new)
+	echo "$PID" >>pids
+	[ "$status" = 0 ]
+}
+
+@test "redis under load: snapshots, increments and rounds; the last snapshot goes on as well as the job" {
+	command -v redis-server >/dev/null || skip "redis-server is not installed (tools/deps servers)"
+	cat >job.sh <<S
+redis-server --port 0 --unixsocket $T/s --save '' --appendonly no --dir "$T" >server.log &
+until redis-cli -s $T/s ping >/dev/null 2>&1; do sleep 0.1; done
+redis-cli -s $T/s set nonce \$(od -An -tx8 -N8 /dev/urandom | tr -d ' ')
+redis-cli -s $T/s get nonce
+redis-benchmark -s $T/s -n 120000 -r 20000 -d 500 -t set,incr -c 5 -q --csv
+echo "status \$?"
+redis-cli -s $T/s get nonce
+redis-cli -s $T/s shutdown nosave
+echo end
+S
+	start sh job.sh
+	until_true 'grep -qxE "[0-9a-f]{16}" out'
+	parent=()
+	for n in 1 2 3; do
+		for _ in $(seq 20); do
+			status=0
+			ckpt -c "${parent[@]}" -p "$PID" -o "job.$n.ckpt" 2>ckpt.err || status=$?
+			[ $status = 75 ] || break
+		done
+		[ $status = 0 ]
+		run ! grep "stands still until" ckpt.err
+		parent=(-i "job.$n.ckpt")
+		move_busy
+	done
+	await out end 120
+	[ "$(grep -c '^status 0' out)" = 1 ]
+	[ "$(grep -xE '[0-9a-f]{16}' out | sort -u | wc -l)" = 1 ]
+	until_true 'gone "$PID"'
+	restart_as_new job.3.ckpt 2>restart.err
+	until_true '[ "$(grep -c "^end" out)" = 2 ]'
+	[ "$(grep -c '^status 0' out)" = 2 ]
+	[ "$(grep -xE '[0-9a-f]{16}' out | sort -u | wc -l)" = 1 ]
+}
+
+@test "postgresql under pgbench, snapshots and rounds: no transaction is lost" {
+	bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)
+	[ -n "$bin" ] || skip "postgresql is not installed (tools/deps servers)"
+	run=()
+	if [ "$(id -u)" = 0 ]; then # it refuses to run as root
+		run=(setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/tmp)
+		: >out
+		chown 65534 "$T" out
+	fi
+	"${run[@]}" "$bin/initdb" -D "$T/d" -A trust -U me >/dev/null
+	cat >job.sh <<S
+"$bin/postgres" -D "$T/d" -k "$T" -c listen_addresses= -c shared_buffers=16MB 2>server.log &
+until "$bin/psql" -qh "$T" -U me -c 'select 1' postgres >/dev/null 2>&1; do sleep 0.1; done
+"$bin/pgbench" -q -i -h "$T" -U me postgres >init.log 2>&1
+echo begun
+"$bin/pgbench" -h "$T" -U me -c 2 -j 2 -t 1500 postgres >bench.log 2>&1
+echo "status \$?"
+"$bin/psql" -qtA -h "$T" -U me -c 'select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history),
+  (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history), (select count(*) from pgbench_history)' postgres
+echo end
+S
+	start "${run[@]}" sh job.sh
+	await out begun 60
+	for n in 1 2 3; do
+		until_true 'ckpt -c -p "$PID" -o copy 2>ckpt.err || ! grep "on its way\|in flight" ckpt.err >/dev/null'
+		move_busy
+		# Part of the job is still before it.
+		[ "$n" = 3 ] || run ! grep -q status out
+	done
+	await out end 120
+	grep -qx "status 0" out
+	grep -qx "t|t|3000" out
+}
