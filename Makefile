@@ -32,7 +32,7 @@ TLS_LIBS := -lssl -lcrypto
 # restart is static: it is the stub in front of an executable image, wherever that is run.
 RESTART_LINK := $(if $(SAN),,-static)
 
-.PHONY: all deps demo check bench install uninstall clean
+.PHONY: all deps demo check soak bench install uninstall clean
 .DEFAULT_GOAL := all
 all: deps-quiet
 	$(Q)$(MAKE) --no-print-directory programs
@@ -157,6 +157,12 @@ check: deps-quiet
 	$(Q)tools/deps test
 	$(Q)$(MAKE) --no-print-directory test-programs
 	$(Q)tests/run $(BUILD)
+
+# What takes long: see tests/soak.
+soak: deps-quiet
+	$(Q)tools/deps test
+	$(Q)$(MAKE) --no-print-directory test-programs
+	$(Q)BATS_ONLY=1 tests/run $(BUILD) $(wildcard tests/soak/*.bats)
 
 # Without processes: what sanitizers can watch.
 check-unit: deps-quiet

@@ -246,7 +246,7 @@ get_options(int argc, char **argv, struct ckpt_options *o)
 			o->embed = EMBED_MAPPED;
 			break;
 		case 'z':
-			o->level = options_number(optarg, 0, 19, "-z");
+			o->level = strcmp(optarg, "auto") == 0 ? IMAGE_LEVEL_AUTO : options_number(optarg, 0, 19, "-z");
 			break;
 		default:
 			action = get_long_option(o, opt, action);

@@ -246,7 +246,7 @@ sample_ratio(const struct ckpt *c)
 			    !page_is_zero(data + n * PAGE_BYTES))
 				n++;
 	}
-	packed = n == 0 ? 0 : ZSTD_compress(out, cap, data, n * PAGE_BYTES, c->opt.level);
+	packed = n == 0 ? 0 : ZSTD_compress(out, cap, data, n * PAGE_BYTES, (int)max_i64(1, c->opt.level));
 	if (n > 8 && !ZSTD_isError(packed))
 		ratio = (double)packed / (double)(n * PAGE_BYTES);
 out:
@@ -269,7 +269,7 @@ output_check_room(struct output *o, const struct ckpt *c)
 	room = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need <= room)
 		return 0;
-	if (c->opt.level > 0)
+	if (c->opt.level != 0)
 		need = (uint64_t)((double)need * sample_ratio(c));
 	if (need <= room)
 		return 0;

@@ -23,7 +23,7 @@
 #define MARGIN (1ULL << 20)
 #define HEAP_ROOM (4ULL << 30)
 
-enum how { MAP, ADVICE, LOCK, SEAL };
+enum how { MAP, ADVICE, PAGES, LOCK, SEAL };
 
 static const struct vmflag {
 	char letters[3];
@@ -260,6 +260,12 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 	}
 	script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start,
 	    (uint64_t)v->prot | (was_writable(v) ? PROT_WRITE : 0), flags | MAP_FIXED_NOREPLACE, fd, offset);
+	/* Huge pages are so from the first byte, and those that shall be small never huge. */
+	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++)
+		if (vmflags[i].how == PAGES && has_flag(v, &vmflags[i])) {
+			script_add(s, "advice", SYS_madvise, v->start, v->end - v->start, (uint64_t)vmflags[i].argument);
+			script_may_fail(s);
+		}
 }
 
 /* struct prctl_mm_map of linux/prctl.h */
@@ -549,7 +555,7 @@ finish_vma(const struct restart *r, struct script *s, const struct vma *v)
 		if (!has_flag(v, &vmflags[i]))
 			continue;
 		/* What a droppable mapping has by nature cannot be asked for. */
-		if (vmflags[i].how == ADVICE)
+		if (vmflags[i].how == ADVICE || vmflags[i].how == PAGES)
 			script_add(s, "advice", SYS_madvise, v->start, len, (uint64_t)vmflags[i].argument);
 		else if (vmflags[i].how == LOCK)
 			script_add(s, "mlock", SYS_mlock, v->start, len);

@@ -23,7 +23,8 @@ typedef int image_sink(void *ctx, const void *data, size_t len);
 
 struct image_writer;
 
-/* level: zstd's, or 0 to store. Returns NULL where memory ran out. */
+/* level: zstd's, 0 to store, or as much as the sink leaves time for. Returns NULL where memory ran out. */
+#define IMAGE_LEVEL_AUTO (-1)
 struct image_writer *image_writer_new(image_sink *sink, void *ctx, int level);
 void image_writer_free(struct image_writer *w);
 

@@ -11,13 +11,20 @@
 
 #include "digest.h"
 #include "image.h"
+#include "io.h"
 #include "log.h"
 #include "record.h"
+
+/* Chunks after which the level is looked at again, and between what it is. */
+enum { AUTO_CHUNKS = 4, AUTO_MIN = 1, AUTO_MAX = 12 };
 
 struct image_writer {
 	image_sink *sink;
 	void *ctx;
 	int level, err;
+	bool adapts; /* level follows the reader */
+	int64_t waited_ns, wrote_ns; /* since it was last set: for pages to be packed, for the sink to take them */
+	unsigned since;
 	struct archive *tar;
 	struct archive_entry *entry;
 	struct frame *frame; /* fills up with what is not pages */
@@ -99,7 +106,8 @@ image_writer_new(image_sink *sink, void *ctx, int level)
 		return NULL;
 	w->sink = sink;
 	w->ctx = ctx;
-	w->level = level;
+	w->adapts = level == IMAGE_LEVEL_AUTO;
+	w->level = w->adapts ? AUTO_MIN : level;
 	w->frame = malloc(sizeof(*w->frame));
 	w->entry = archive_entry_new();
 	w->digest = digest_new();
@@ -250,6 +258,37 @@ put_chunk(struct image_writer *w, int64_t pid, const struct chunk_job *c)
 	return err;
 }
 
+/*
+ * As much compression as the reader leaves time for: where the sink is waited for longer than the processors, these can do more; and the reverse.
+ */
+static void
+adapt(struct image_writer *w)
+{
+	if (!w->adapts || ++w->since < AUTO_CHUNKS)
+		return;
+	if (w->wrote_ns > w->waited_ns + w->waited_ns / 4 && w->level < AUTO_MAX)
+		w->level++;
+	else if (w->waited_ns > w->wrote_ns + w->wrote_ns / 4 && w->level > AUTO_MIN)
+		w->level--;
+	w->waited_ns = w->wrote_ns = 0;
+	w->since = 0;
+}
+
+/* The oldest chunk, packed, goes out; it is idle then. */
+static struct chunk_job *
+put_next(struct image_writer *w, struct pipeline *pipe, int64_t pid, int *err)
+{
+	int64_t begun = now_ns(), packed;
+	struct chunk_job *c = (struct chunk_job *)pipeline_take(pipe);
+
+	packed = now_ns();
+	*err = put_chunk(w, pid, c);
+	w->waited_ns += packed - begun;
+	w->wrote_ns += now_ns() - packed;
+	adapt(w);
+	return c;
+}
+
 int
 image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *runs,
     struct page_source *source, image_progress *progress, void *ctx)
@@ -280,8 +319,7 @@ image_put_pages(struct image_writer *w, int64_t pid, const struct page_runs *run
 			done += got;
 			pipeline_submit(pipe, &c->job);
 		}
-		idle[nidle++] = (struct chunk_job *)pipeline_take(pipe);
-		err = put_chunk(w, pid, idle[nidle - 1]);
+		idle[nidle++] = put_next(w, pipe, pid, &err);
 		if (err == 0 && progress != NULL)
 			err = progress(ctx, done, runs->npages);
 	}

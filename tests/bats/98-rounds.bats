@@ -248,3 +248,45 @@ S
 	grep -qx "status 0" out
 	grep -qx "t|t|3000" out
 }
+
+@test "-z auto: who reads slowly gets less to read" {
+	start python3 -c '
+import glob, os, time
+text = b"".join(open(f, "rb").read() for f in sorted(glob.glob(os.path.dirname(os.__file__) + "/*.py")))
+text = text * ((48 << 20) // len(text))
+print("ready", flush=True)
+time.sleep(1000)'
+	await out ready 60
+	ckpt -c -z 1 -p "$PID" | wc -c >fast
+	ckpt -c -z auto -p "$PID" | python3 -c '
+import os, sys, time
+n = 0
+while data := os.read(0, 65536):
+    n += len(data)
+    time.sleep(0.02)
+print(n)' >slow
+	[ "$(cat slow)" -lt $(($(cat fast) * 95 / 100)) ]
+	ckpt -c -z auto -p "$PID" -o image
+	restart --check image
+}
+
+@test "huge pages are huge pages again, small ones small" {
+	[[ $(cat /sys/kernel/mm/transparent_hugepage/enabled) != *"[never]"* ]] || skip "this system has no transparent huge pages"
+	start python3 -c '
+import mmap, time
+for advice in (14, 15):
+    m = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(advice)
+    for i in range(0, len(m), 4096): m[i] = advice
+    globals()["m%d" % advice] = m
+print("ready", flush=True)
+time.sleep(1000)'
+	await out ready 20
+	huge() { awk '/^AnonHugePages/ { n += $2 } END { print n }' "/proc/$1/smaps"; }
+	before=$(huge "$PID")
+	[ "$before" -ge 8192 ] || skip "no huge pages are free"
+	ckpt -p "$PID" -o image
+	restart_as_new image
+	[ "$(huge "$NEW")" -ge $((before / 2)) ]
+	[ "$(huge "$NEW")" -le 20480 ]
+}
