@@ -162,20 +162,6 @@ note_chunk(struct merging *m, const char *name)
 }
 
 static int
-get(struct merging *m, const struct record *rec, void *st)
-{
-	char why[128], *text;
-	size_t len;
-	int err = image_get(m->from, &text, &len);
-
-	if (err < 0)
-		return err;
-	err = record_from_text(rec, st, text, len, why);
-	free(text);
-	return err < 0 ? fail(-err, "%s: bad image: %s", m->path, why) : 0;
-}
-
-static int
 put(struct merging *m, const char *name, const struct record *rec, const void *st)
 {
 	size_t len;
@@ -192,7 +178,7 @@ copy_header(struct merging *m)
 {
 	struct image_header *h = &m->model.header;
 	size_t n = 0;
-	int err = get(m, &record_header, h);
+	int err = image_get_record(m->from, &record_header, h);
 
 	if (err < 0)
 		return err;
@@ -214,7 +200,7 @@ copy_task(struct merging *m, const char *name, size_t i)
 {
 	struct task *t = &m->model.tasks[i];
 	size_t n;
-	int err = i < m->model.header.ntasks ? get(m, &record_task, t) : fail(EBADMSG, "%s: bad image: more tasks than it says", m->path);
+	int err = i < m->model.header.ntasks ? image_get_record(m->from, &record_task, t) : fail(EBADMSG, "%s: bad image: more tasks than it says", m->path);
 
 	if (err < 0)
 		return err;

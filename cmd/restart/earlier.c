@@ -15,14 +15,18 @@
 
 /* A private mapping of the original when the rounds began. */
 struct waiting {
-	int64_t pid;
 	taddr start, end;
 	unsigned char *memory;
 };
 
 struct earlier {
-	struct waiting *waiting; /* in the order of tasks and addresses */
+	struct waiting *waiting; /* in the order of tasks, of each by address */
 	size_t n;
+	struct owner {
+		int64_t pid;
+		size_t first, end; /* of waiting */
+	} *owners; /* of the tasks */
+	size_t nowners;
 };
 
 static bool
@@ -32,34 +36,64 @@ may_wait(const struct vma *v)
 }
 
 static int
-make_room(struct restart *r, struct earlier *e)
+add_room(struct earlier *e, const struct vma *v)
 {
-	for (size_t i = 0; i < r->model.header.ntasks; i++)
-		for (size_t k = 0; k < r->model.tasks[i].nvmas; k++) {
-			const struct vma *v = &r->model.tasks[i].vmas[k];
-			struct waiting *w = may_wait(v) ? ARRAY_ADD(e->waiting, e->n) : NULL;
+	struct waiting *w = ARRAY_ADD(e->waiting, e->n);
 
-			if (!may_wait(v))
-				continue;
-			if (w == NULL)
-				return -ENOMEM;
-			*w = (struct waiting){r->model.tasks[i].pid, v->start, v->end, NULL};
-			w->memory = mmap(NULL, v->end - v->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-			if (w->memory == MAP_FAILED) {
-				e->n--;
-				return fail(ENOMEM, "no room for %" PRIu64 " MB of memory", (v->end - v->start) >> 20);
-			}
-		}
-	return 0;
+	if (w == NULL)
+		return fail(ENOMEM, "out of memory");
+	*w = (struct waiting){v->start, v->end, mmap(NULL, v->end - v->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)};
+	if (w->memory != MAP_FAILED)
+		return 0;
+	e->n--;
+	return fail(ENOMEM, "no room for %" PRIu64 " MB of memory", (v->end - v->start) >> 20);
 }
 
+static int
+make_room(struct restart *r, struct earlier *e)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < r->model.header.ntasks && err == 0; i++) {
+		const struct task *t = &r->model.tasks[i];
+		struct owner *o = ARRAY_ADD(e->owners, e->nowners);
+
+		if (o == NULL)
+			return fail(ENOMEM, "out of memory");
+		*o = (struct owner){t->pid, e->n, e->n};
+		for (size_t k = 0; k < t->nvmas && err == 0; k++)
+			if (may_wait(&t->vmas[k]))
+				err = add_room(e, &t->vmas[k]);
+		o->end = e->n;
+	}
+	return err;
+}
+
+static const struct owner *
+find_owner(const struct earlier *e, int64_t pid)
+{
+	for (size_t i = 0; i < e->nowners; i++)
+		if (e->owners[i].pid == pid)
+			return &e->owners[i];
+	return NULL;
+}
+
+/* The one of a task that has this address. */
 static struct waiting *
 find(const struct earlier *e, int64_t pid, taddr addr)
 {
-	for (size_t i = 0; i < e->n; i++)
-		if (e->waiting[i].pid == pid && addr >= e->waiting[i].start && addr < e->waiting[i].end)
-			return &e->waiting[i];
-	return NULL;
+	const struct owner *o = find_owner(e, pid);
+	size_t lo = o == NULL ? 0 : o->first, hi = o == NULL ? 0 : o->end, end = hi;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (e->waiting[mid].end <= addr)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo < end && e->waiting[lo].start <= addr ? &e->waiting[lo] : NULL;
 }
 
 /* Pages at addr, which may be of several mappings. */
@@ -190,8 +224,10 @@ earlier_drop(struct restart *r)
 {
 	for (size_t i = 0; r->earlier != NULL && i < r->earlier->n; i++)
 		munmap(r->earlier->waiting[i].memory, r->earlier->waiting[i].end - r->earlier->waiting[i].start);
-	if (r->earlier != NULL)
+	if (r->earlier != NULL) {
 		free(r->earlier->waiting);
+		free(r->earlier->owners);
+	}
 	free(r->earlier);
 	r->earlier = NULL;
 }

@@ -143,21 +143,10 @@ load_is_move(const struct restart *r)
 static int
 get_record(struct restart *r, const struct record *rec, void *st)
 {
-	char why[128], *text;
-	size_t len;
-	int err;
-
 	r->text_bytes += r->member_size;
 	if (r->text_bytes > 4ULL * IMAGE_TEXT_MAX)
 		return fail(EBADMSG, "%s: bad image: more text than any has", r->source.name);
-	err = image_get(r->reader, &text, &len);
-	if (err < 0)
-		return err;
-	err = record_from_text(rec, st, text, len, why);
-	free(text);
-	if (err == -ENOMEM)
-		return fail(ENOMEM, "%s: out of memory", r->source.name);
-	return err < 0 ? fail(-err, "%s: bad image: %s", r->source.name, why) : 0;
+	return image_get_record(r->reader, rec, st);
 }
 
 static int

@@ -45,20 +45,6 @@ read_fd(void *ctx, void *data, size_t len)
 	return n < 0 ? fail_errno("image") : n;
 }
 
-static int
-get(struct image_reader *r, const char *path, const struct record *rec, void *st)
-{
-	char why[128], *text;
-	size_t len;
-	int err = image_get(r, &text, &len);
-
-	if (err < 0)
-		return err;
-	err = record_from_text(rec, st, text, len, why);
-	free(text);
-	return err < 0 ? fail(-err, "%s: bad image: %s", path, why) : 0;
-}
-
 /* The member of this name, which is the next one. */
 static int
 get_next(struct image_reader *r, const char *path, const char *want, const struct record *rec, void *st)
@@ -71,7 +57,7 @@ get_next(struct image_reader *r, const char *path, const char *want, const struc
 		return err;
 	if (err == 0 || strcmp(name, want) != 0)
 		return fail(EBADMSG, "%s: bad image: %s is not where it belongs", path, want);
-	return rec == NULL ? 0 : get(r, path, rec, st);
+	return rec == NULL ? 0 : image_get_record(r, rec, st);
 }
 
 static int

@@ -83,6 +83,10 @@ int image_next(struct image_reader *r, char name[IMAGE_NAME_MAX], uint64_t *size
 /* Read the member at hand whole; the caller frees *data, which is NUL-terminated. */
 int image_get(struct image_reader *r, char **data, size_t *len);
 
+/* The same as a record of this table, which record_free() releases. Returns 0, or a negative errno, logged. */
+struct record;
+int image_get_record(struct image_reader *r, const struct record *rec, void *st);
+
 /* Give its content to take() piece by piece. */
 typedef int image_take(void *ctx, const void *data, size_t len);
 int image_get_content(struct image_reader *r, image_take *take, void *ctx);

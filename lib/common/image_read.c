@@ -215,18 +215,13 @@ static int
 check_end(struct image_reader *r)
 {
 	struct image_end end;
-	char hex[DIGEST_HEX], why[128], *text;
-	size_t len;
+	char hex[DIGEST_HEX];
 	int err;
 
 	digest_hex(r->digest, hex);
-	err = image_get(r, &text, &len);
+	err = image_get_record(r, &record_end, &end);
 	if (err < 0)
 		return err;
-	err = record_from_text(&record_end, &end, text, len, why);
-	free(text);
-	if (err < 0)
-		return bad(r, why);
 	if (end.members != r->members || end.pages != r->pages || end.digest == NULL ||
 	    strcmp(end.digest, hex) != 0)
 		err = bad(r, "its end marker does not fit what is in front of it");
@@ -302,6 +297,22 @@ image_get(struct image_reader *r, char **data, size_t *len)
 	*data = p;
 	*len = r->size;
 	return 0;
+}
+
+int
+image_get_record(struct image_reader *r, const struct record *rec, void *st)
+{
+	char why[128], *text;
+	size_t len;
+	int err = image_get(r, &text, &len);
+
+	if (err < 0)
+		return err;
+	err = record_from_text(rec, st, text, len, why);
+	free(text);
+	if (err == -ENOMEM)
+		return fail(ENOMEM, "%s: out of memory", r->name);
+	return err < 0 ? bad(r, why) : 0;
 }
 
 int
