@@ -193,10 +193,28 @@ test_gone(void)
 	page_states_free(s);
 }
 
+/* --- runs */
+
+static void
+test_cursor(void)
+{
+	const struct page_run runs[] = {{0x1000, 3}, {0x8000, 1}, {0x10000, 5}};
+	struct page_cursor at = {0};
+	struct page_run out[3];
+	uint64_t got;
+
+	ok(page_cursor_take(&at, runs, 3, 2, out, &got) == 1 && got == 2 && out[0].addr == 0x1000 && out[0].npages == 2, "a part of a run");
+	ok(page_cursor_take(&at, runs, 3, 4, out, &got) == 3 && got == 4 && out[0].addr == 0x3000 && out[0].npages == 1 && out[1].addr == 0x8000 &&
+		out[2].addr == 0x10000 && out[2].npages == 2, "the rest of it, and on into others");
+	ok(page_cursor_take(&at, runs, 3, 100, out, &got) == 1 && got == 3 && out[0].addr == 0x12000, "what is left");
+	ok(page_cursor_take(&at, runs, 3, 100, out, &got) == 0 && got == 0, "nothing is");
+}
+
 int
 main(void)
 {
 	test_bodies();
+	test_cursor();
 	test_states();
 	test_gone();
 	return done();

@@ -61,6 +61,15 @@ make(struct model *m)
 }
 
 static void
+add_earlier(struct task *t, taddr start, taddr end)
+{
+	struct page_range *r = ARRAY_ADD(t->earlier, t->nearlier);
+
+	if (r != NULL)
+		*r = (struct page_range){start, end};
+}
+
+static void
 drop(struct model *m)
 {
 	for (size_t i = 0; i < 3; i++)
@@ -193,12 +202,23 @@ test_checks(void)
 	REFUSED(m.tasks[2].ppid = 44);
 	REFUSED(m.tasks[2].forked = false);
 	REFUSED(m.tasks[0].forked = true);
+	REFUSED(add_earlier(&m.tasks[2], 0x900000, 0x901000));
+	REFUSED(add_earlier(&m.tasks[2], 0x500000, 0x500800));
+	REFUSED(add_earlier(&m.tasks[2], 0x500000, 0x501000); add_earlier(&m.tasks[2], 0x500000, 0x501000));
 	REFUSED(m.tasks[2].inherits[0].end += PAGE_BYTES);
 	REFUSED(m.tasks[2].inherits[0].start = 0x400000);
 	REFUSED(m.tasks[2].inherits[0] = ((struct page_range){0x900000, 0x901000}));
 	REFUSED(m.tasks[0].vmas[1].end += PAGE_BYTES; m.tasks[0].vmas[1].start += PAGE_BYTES);
 	REFUSED(m.tasks[0].vmas[1].shared = true);
 #undef REFUSED
+	make(&m);
+	ok(header_check(&m.header, why) == 0, "a header without a parent");
+	m.header.parent = strdup("0123");
+	ok(header_check(&m.header, why) == -EBADMSG, "a parent without an identity");
+	free(m.header.parent);
+	m.header.parent = strdup(m.header.id);
+	ok(header_check(&m.header, why) == -EBADMSG, "one that is its own parent");
+	drop(&m);
 }
 
 int
