@@ -190,9 +190,7 @@ int collect_ipc(struct ckpt *c);
 void leave_ipc(const struct ckpt *c);
 int collect_contents(struct ckpt *c, struct member *who);
 /* Of its pages those that fork(2) does not copy. */
-int contents_still(struct ckpt *c, struct member *who, struct page_runs *runs);
-/* Whole, by way of /proc/PID/mem, which leaves pages shared that are. Returns 0, or a negative errno. */
-int memory_read(struct memory m, taddr addr, void *data, uint64_t len);
+int contents_still(struct ckpt *c, const struct member *who, struct page_runs *runs);
 /* What is left of runs without those of `less`; both ascend. Returns 0, or -ENOMEM. */
 int runs_subtract(struct page_runs *runs, const struct page_runs *less);
 /* What is to be fetched later is not in the image: it is left out of what has been found. */

@@ -50,7 +50,7 @@ add_guards(struct task *t, int pagemap, const struct vma *v)
 
 /* Shared memory has its pages in the object, mapped here or not: all are read, zeroes dropped. */
 static int
-add_shm(struct ckpt *c, struct member *who, const struct vma *v)
+add_shm(struct ckpt *c, const struct vma *v, struct page_runs *runs)
 {
 	uint64_t len = v->end - v->start;
 	struct shm_part *part;
@@ -63,19 +63,19 @@ add_shm(struct ckpt *c, struct member *who, const struct vma *v)
 	if (part == NULL)
 		return -ENOMEM;
 	*part = (struct shm_part){v->ref, v->offset, v->offset + len};
-	return page_runs_add(&who->runs, v->start, len / PAGE_BYTES);
+	return page_runs_add(runs, v->start, len / PAGE_BYTES);
 }
 
 /* Own pages of [start, end). scan: the kernel can say so itself; false from then on where it cannot. */
 static int
-add_own(struct member *who, int pagemap, taddr start, taddr end, bool *scan)
+add_own(int pagemap, taddr start, taddr end, bool *scan, struct page_runs *runs)
 {
-	int err = *scan ? pagemap_scan(pagemap, start, end, &who->runs) : -ENOTTY;
+	int err = *scan ? pagemap_scan(pagemap, start, end, runs) : -ENOTTY;
 
 	if (err != -ENOTTY && err != -EINVAL)
 		return err;
 	*scan = false;
-	return pagemap_read(pagemap, start, end, pagemap_is_own, &who->runs);
+	return pagemap_read(pagemap, start, end, pagemap_is_own, runs);
 }
 
 /* The same but for what is fetched later. */
@@ -92,7 +92,7 @@ add_needed(struct member *who, int pagemap, const struct vma *v, bool *scan)
 		if (i < t->nlazy && t->lazy[i].end <= at)
 			continue;
 		if (end > at)
-			err = add_own(who, pagemap, at, end, scan);
+			err = add_own(pagemap, at, end, scan, &who->runs);
 		at = i < t->nlazy ? max_u64(at, t->lazy[i].end) : v->end;
 	}
 	return err;
@@ -115,22 +115,18 @@ is_still(const struct vma *v)
 }
 
 int
-contents_still(struct ckpt *c, struct member *who, struct page_runs *runs)
+contents_still(struct ckpt *c, const struct member *who, struct page_runs *runs)
 {
-	struct page_runs others = who->runs;
 	int pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC), err = pagemap < 0 ? -errno : 0;
 	bool scan = false; /* it leaves out guard pages in each case */
 
-	who->runs = (struct page_runs){0};
 	for (size_t i = 0; i < who->task->nvmas && err == 0; i++) {
 		const struct vma *v = &who->task->vmas[i];
 
 		if (is_still(v))
-			err = v->kind == VMA_SHM ? add_shm(c, who, v) : vma_has(v, "dp") ? 0 : add_own(who, pagemap, v->start, v->end, &scan);
+			err = v->kind == VMA_SHM ? add_shm(c, v, runs) : vma_has(v, "dp") ? 0 : add_own(pagemap, v->start, v->end, &scan, runs);
 	}
 	close_fd(&pagemap);
-	*runs = who->runs;
-	who->runs = others;
 	return err;
 }
 
@@ -183,7 +179,7 @@ collect_contents(struct ckpt *c, struct member *who)
 			continue;
 		}
 		if (v->kind == VMA_SHM) {
-			err = add_shm(c, who, v);
+			err = add_shm(c, v, &who->runs);
 			continue;
 		}
 		/* MAP_DROPPABLE may lose its content at any time: it does so now. */
@@ -231,9 +227,9 @@ compare_runs(const struct member *who, const struct page_runs *shared, taddr lim
 		for (; at < end && err == 0; at += PIECE * PAGE_BYTES) {
 			uint64_t len = min_u64(end - at, PIECE * PAGE_BYTES);
 
-			err = memory_read(member_memory(who), at, a, len);
+			err = mem_read(member_memory(who).mem, at, a, len);
 			if (err == 0)
-				err = memory_read(member_memory(who->parent), at, b, len);
+				err = mem_read(member_memory(who->parent).mem, at, b, len);
 			for (uint64_t off = 0; off < len && err == 0; off += PAGE_BYTES)
 				if (memcmp(a + off, b + off, PAGE_BYTES) == 0)
 					err = page_runs_add(same, at + off, 1);
@@ -355,12 +351,6 @@ read_slowly(int mem, const struct page_run *runs, size_t nruns, unsigned char *o
 	return 0;
 }
 
-int
-memory_read(struct memory m, taddr addr, void *data, uint64_t len)
-{
-	return mem_read(m.mem, addr, data, len);
-}
-
 /* Some of them were read before. */
 static int
 read_in_pieces(const struct member *who, const struct page_run *runs, size_t nruns, unsigned char *out)
@@ -377,7 +367,7 @@ read_in_pieces(const struct member *who, const struct page_run *runs, size_t nru
 			if (still != NULL)
 				memcpy(out, still, n * PAGE_BYTES);
 			else
-				err = memory_read(member_memory(who), addr, out, n * PAGE_BYTES);
+				err = mem_read(member_memory(who).mem, addr, out, n * PAGE_BYTES);
 		}
 	return err;
 }

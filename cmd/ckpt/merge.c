@@ -26,7 +26,6 @@ struct merging {
 	struct image_writer *to;
 	struct model model;
 	struct page_runs *runs; /* of each task: its own */
-	struct chain *chain;
 	struct chain_reader *reader;
 	pthread_mutex_t lock; /* of the reader */
 	int64_t task; /* whose pages are put */
@@ -258,7 +257,7 @@ static int
 write_whole(struct chain *chain, const struct ckpt_options *opt)
 {
 	struct ckpt_options out = {.output = opt->output, .status_fd = -1, .after = AFTER_COPY};
-	struct merging m = {.source = {.read = read_chain, .keep = keep_all}, .path = opt->output, .chain = chain,
+	struct merging m = {.source = {.read = read_chain, .keep = keep_all}, .path = opt->output,
 	    .fd = open(opt->output, O_RDONLY | O_CLOEXEC), .lock = PTHREAD_MUTEX_INITIALIZER};
 	uint64_t stub = m.fd < 0 ? 0 : elf_file_end(m.fd);
 	struct output o = {.fd = -1, .status_fd = -1};

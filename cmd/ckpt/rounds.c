@@ -134,9 +134,9 @@ read_running(struct page_source *s, const struct page_run *runs, size_t nruns, u
 	for (size_t i = 0; i < nruns; i++) {
 		uint64_t len = runs[i].npages * PAGE_BYTES;
 
-		if (memory_read(t->memory, runs[i].addr, out, len) < 0)
+		if (mem_read(t->memory.mem, runs[i].addr, out, len) < 0)
 			for (uint64_t k = 0; k < len; k += PAGE_BYTES)
-				if (memory_read(t->memory, runs[i].addr + k, out + k, PAGE_BYTES) < 0) {
+				if (mem_read(t->memory.mem, runs[i].addr + k, out + k, PAGE_BYTES) < 0) {
 					memset(out + k, 0, PAGE_BYTES);
 					forget(t, runs[i].addr + k);
 				}

@@ -78,7 +78,7 @@ read_still(struct ckpt *c, struct member *who)
 	for (size_t i = 0; i < still->n && err == 0; i++) {
 		uint64_t len = still->run[i].npages * PAGE_BYTES;
 
-		err = memory_read(member_memory(who), still->run[i].addr, to, len);
+		err = mem_read(member_memory(who).mem, still->run[i].addr, to, len);
 		to += len;
 	}
 	return err;

@@ -230,4 +230,6 @@ earlier_drop(struct restart *r)
 	}
 	free(r->earlier);
 	r->earlier = NULL;
+	chain_close(r->parents);
+	r->parents = NULL;
 }

@@ -358,6 +358,8 @@ let_run(struct restart *r)
 	stats_lap(STAT_release);
 	stats_add(STAT_placed, (int64_t)(image_pages_read(r->reader) * PAGE_BYTES));
 	stats_print(r->opt.stats);
+	/* Whoever waits for the program does not keep its memory. */
+	earlier_drop(r);
 	if (r->report_fd < 0)
 		restart_status(r, "running %d", r->built[0].pid);
 	lazy_runs(r);

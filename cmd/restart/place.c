@@ -342,6 +342,7 @@ enter_namespaces(struct restart *r)
 		/* The image is the other one's; a pipe must break when that one dies. */
 		close_fd(&r->source.fd);
 		lazy_leave(r);
+		earlier_drop(r);
 		exit(front_outside(r, init, sv[0]));
 	}
 	close(sv[0]);

@@ -142,6 +142,7 @@ int earlier_open(struct restart *r);
 int earlier_receive(struct restart *r);
 /* Pages of the task that came earlier, into b, or NULL: only look whether they have come. */
 int earlier_fill(const struct restart *r, struct built *b, const struct task *t);
+/* It is in its place, or not needed any more. */
 void earlier_drop(struct restart *r);
 
 /* --- fill.c */
