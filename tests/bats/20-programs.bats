@@ -20,7 +20,7 @@ finish() {
 
 @test "python3: a long computation, with a nonce from before" {
 	cat >job.py <<'P'
-import hashlib, os, sys, time
+import hashlib, os, time
 nonce = os.urandom(16).hex()
 print("nonce", nonce, flush=True)
 h = hashlib.sha256()
@@ -33,19 +33,18 @@ for i in range(300):
         time.sleep(1)
 print("result", h.hexdigest())
 print("again", nonce)
-print("cpu", time.process_time(), file=sys.stderr)
 P
-	/usr/bin/python3 job.py 2>cpu >whole
+	/usr/bin/python3 job.py >whole
 	start /usr/bin/python3 job.py
 	move_at "step 100"
 	await out again 60
 	finish
-	grep -v -e nonce -e again -e cpu whole >want
-	grep -v -e nonce -e again -e cpu out | diff want -
+	grep -v -e nonce -e again whole >want
+	grep -v -e nonce -e again out | diff want -
 	[ "$(grep -c nonce out)" = 1 ]
 	[ "$(sed -n 's/nonce //p' out)" = "$(sed -n 's/again //p' out)" ]
-	# Less CPU time than the whole takes: the first part was not done twice.
-	awk -v a="$(sed -n 's/cpu //p' out)" -v b="$(sed -n 's/cpu //p' cpu)" 'BEGIN { exit !(a < b) }'
+	# The first part was not done twice: each step was taken once, after it those that were left.
+	[ "$(grep -c '^step ' out)" = 30 ]
 }
 
 @test "python3 holding 200 MB of objects" {
