@@ -3,6 +3,7 @@
  *
  *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
  *                             with KIND-huge in huge pages; SIGUSR1: fork(2), and how long that took goes to stdout
+ *   limit gap MIB KIND        the same, and look at the clock all the time: how long it could not goes to stdout, if that was some milliseconds
  *   limit write MIB PERCENT   hold MIB MiB, and write all over that part of them all the time
  *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
  *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
@@ -108,6 +109,31 @@ hold(size_t mib, const char *kind)
 		if (asked)
 			time_fork();
 		asked = 0;
+	}
+}
+
+enum { SOME_US = 3000, LOOK_NS = 50000 };
+
+/* The clock of the day, which goes on while a program stands still, and is the same on the other side. */
+static void
+gap(size_t mib, const char *kind)
+{
+	struct timespec before, after, pause = {0, LOOK_NS};
+
+	fill(mib, kind, strstr(kind, "-huge") != NULL);
+	puts("ready");
+	fflush(stdout);
+	for (clock_gettime(CLOCK_REALTIME, &before);; before = after) {
+		double us;
+
+		nanosleep(&pause, NULL);
+		clock_gettime(CLOCK_REALTIME, &after);
+		us = (double)(after.tv_sec - before.tv_sec) * 1e6 + (double)(after.tv_nsec - before.tv_nsec) / 1e3;
+		if (us > SOME_US) {
+			printf("gap %.3f\n", us / 1e3);
+			fflush(stdout);
+			clock_gettime(CLOCK_REALTIME, &after);
+		}
 	}
 }
 
@@ -223,6 +249,8 @@ main(int argc, char **argv)
 {
 	if (argc == 4 && strcmp(argv[1], "hold") == 0)
 		hold(strtoul(argv[2], NULL, 10), argv[3]);
+	if (argc == 4 && strcmp(argv[1], "gap") == 0)
+		gap(strtoul(argv[2], NULL, 10), argv[3]);
 	if (argc == 4 && strcmp(argv[1], "write") == 0)
 		write_all_over(strtoul(argv[2], NULL, 10), (unsigned)strtoul(argv[3], NULL, 10));
 	if (argc == 4 && strcmp(argv[1], "save") == 0)

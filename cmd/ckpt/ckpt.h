@@ -148,6 +148,8 @@ enum action arguments(int argc, char **argv, struct ckpt_options *o);
 int tree_open(struct ckpt *c, pid_t pid);
 /* Stop it and all of its descendants, until nobody new appears. On failure all run again. */
 int tree_freeze(struct ckpt *c);
+/* They stand still no longer, here: told, if it was not before. */
+void tree_stopped(struct ckpt *c);
 /* Give everything back; they run on. */
 void tree_thaw(struct ckpt *c);
 void tree_close(struct ckpt *c);

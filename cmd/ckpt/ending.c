@@ -142,6 +142,7 @@ move_by_pipe(struct ckpt *c, struct output *o)
 		undecide(c);
 		return err;
 	}
+	tree_stopped(c);
 	return end_original(c, o);
 }
 
@@ -220,6 +221,8 @@ move_by_channel(struct ckpt *c, struct output *o)
 	interrupts_end();
 	fault(FAULT_end_out);
 	err = channel_expect(&o->channel, MSG_RUNNING, body, sizeof(body), &got);
+	if (err == 0)
+		tree_stopped(c);
 	if (err == 0 && got == sizeof(body))
 		output_status(o, "running %" PRIu64, rbuf_get_u64(&r));
 	if (c->opt.after == AFTER_COPY)

@@ -233,8 +233,7 @@ tree_freeze(struct ckpt *c)
 	return err;
 }
 
-/* That is over. */
-static void
+void
 tree_stopped(struct ckpt *c)
 {
 	int64_t ns = now_ns() - c->frozen_ns;

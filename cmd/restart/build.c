@@ -1,22 +1,18 @@
 /*
- * Processes with the right PIDs and parents. The first is forked here and executes its program; every
- * other one is cloned by its parent, in the script loop, and executes its own or keeps the parent's memory.
+ * Processes with the right PIDs and parents. The first is made by first.c; every other one is cloned by its
+ * parent, in the script loop, and executes its own program or keeps the parent's memory.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/capability.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/personality.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,194 +23,10 @@
 #include "log.h"
 #include "restart.h"
 
-#ifndef CAP_CHECKPOINT_RESTORE
-#define CAP_CHECKPOINT_RESTORE 40
-#endif
 enum { EXEC_TIMEOUT_MS = 60000 };
 
-/* --- what is inherited */
-
-/* Above every fd of every process of the image. */
-static uint64_t
-find_stock_base(const struct restart *r)
-{
-	const struct objects *o = &r->model.objects;
-	uint64_t base = 3;
-
-	for (size_t i = 0; i < r->model.header.ntasks; i++) {
-		const struct task *t = &r->model.tasks[i];
-
-		if (t->nfds > 0)
-			base = max_u64(base, (uint64_t)t->fds[t->nfds - 1].fd + 1);
-	}
-	/* Epoll sets know their items by numbers that may be closed since. */
-	for (size_t i = 0; i < o->nepolls; i++)
-		for (size_t k = 0; k < o->epolls[i].nitems; k++)
-			base = max_u64(base, (uint64_t)o->epolls[i].items[k].fd + 1);
-	return base;
-}
-
-uint64_t
-stock_fd(const struct restart *r, enum stock what, int64_t index)
-{
-	const struct objects *o = &r->model.objects;
-	uint64_t at = r->stock_base + (uint64_t)index;
-
-	switch (what) {
-	case STOCK_END:
-		at += o->nfiles;
-		/* fall through */
-	case STOCK_PROGRAMS:
-		at += o->nofds;
-		/* fall through */
-	case STOCK_OFDS:
-		at += o->nshms;
-		/* fall through */
-	case STOCK_SHMS:
-		at += o->nfiles;
-		/* fall through */
-	default:
-		return at;
-	}
-}
-
-/* --- in the first process, which tells what failed by a line on its error pipe and exits */
-
-static int error_pipe = -1;
-
-static void
-child_failed(const char *what)
-{
-	dprintf(error_pipe, "%s: %s", what, strerror(errno));
-	_exit(127);
-}
-
-void
-build_keep_capabilities(bool tracer)
-{
-	static const int kept[] = {CAP_CHECKPOINT_RESTORE, CAP_SETPCAP, CAP_SYS_PTRACE};
-	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct d[2];
-
-	for (size_t i = 0; i < ARRAY_LEN(kept) - !tracer; i++) {
-		unsigned bit = 1u << (kept[i] % 32);
-		int word = kept[i] / 32;
-
-		if (syscall(SYS_capget, &h, d) < 0 || !(d[word].permitted & bit))
-			continue;
-		d[word].inheritable |= bit;
-		d[word].effective |= bit;
-		if (syscall(SYS_capset, &h, d) == 0)
-			prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, kept[i], 0, 0);
-	}
-}
-
-static void
-reset_signals(void)
-{
-	struct sigaction dfl = {.sa_handler = SIG_DFL};
-	sigset_t none;
-
-	for (int sig = 1; sig <= 64; sig++)
-		sigaction(sig, &dfl, NULL);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
-/* As fd_move_up(), or the end of the child. -1 stays. */
-static void
-move_up(int *fd, int min)
-{
-	if (*fd < 0)
-		return;
-	*fd = fd_move_up(*fd, min);
-	if (*fd < 0)
-		child_failed("open files (ulimit -n)");
-}
-
-static void
-stock_put(const struct restart *r, enum stock what, const int *fds, size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		if (fds[i] >= 0 && dup2(fds[i], (int)stock_fd(r, what, (int64_t)i)) < 0)
-			child_failed("open files (ulimit -n)");
-}
-
-/* The stock at its numbers, and nothing else below. */
-static void
-stock_up(struct restart *r)
-{
-	const struct objects *o = &r->model.objects;
-	int high = (int)stock_fd(r, STOCK_END, 0) + 8;
-
-	move_up(&error_pipe, high);
-	if (r->untraced != NULL && untraced_move_fd(r->untraced, high) < 0)
-		child_failed("open files (ulimit -n)");
-	for (size_t i = 0; i < o->nfiles; i++) {
-		move_up(&r->open.mapped[i], high);
-		move_up(&r->open.programs[i], high);
-	}
-	for (size_t i = 0; i < o->nshms; i++)
-		move_up(&r->open.shms[i], high);
-	for (size_t i = 0; i < o->nofds; i++)
-		move_up(&r->open.ofds[i], high);
-	syscall(SYS_close_range, 0, (unsigned)high - 1, 0);
-	stock_put(r, STOCK_FILES, r->open.mapped, o->nfiles);
-	stock_put(r, STOCK_SHMS, r->open.shms, o->nshms);
-	stock_put(r, STOCK_OFDS, r->open.ofds, o->nofds);
-	stock_put(r, STOCK_PROGRAMS, r->open.programs, o->nfiles);
-}
-
-static void
-child(struct restart *r, const struct task *t, int go)
-{
-	char byte;
-
-	log_hush(1);
-	if (read(go, &byte, 1) != 1)
-		_exit(127);
-	/* Where it is not permitted (containers) the stub is simply somewhere else. */
-	personality(ADDR_NO_RANDOMIZE);
-	build_keep_capabilities(false);
-	reset_signals();
-	stock_up(r);
-	/* The rest is close-on-exec. */
-	syscall(SYS_execveat, (int)stock_fd(r, STOCK_PROGRAMS, t->exe), "", (const char *const[]){"pms", NULL},
-	    (const char *const[]){NULL}, AT_EMPTY_PATH);
-	child_failed("execute the program");
-}
-
-static void
-child_untraced(struct restart *r, size_t slot, int to)
-{
-	sigset_t all;
-
-	log_hush(1);
-	sigfillset(&all);
-	build_keep_capabilities(false);
-	reset_signals();
-	sigprocmask(SIG_SETMASK, &all, NULL);
-	error_pipe = to;
-	stock_up(r);
-	coop_first_child(r, slot, error_pipe);
-}
-
-/* --- in the builder */
-
-/* fork(2) with a chosen PID. */
-static pid_t
-fork_as(const struct restart *r, const struct task *t)
-{
-	pid_t pid = (pid_t)t->pid;
-	struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&pid, .set_tid_size = 1};
-
-	if (r->mode == PID_NEW)
-		return fork();
-	return (pid_t)syscall(SYS_clone3, &args, sizeof(args));
-}
-
-static int
-cannot_fork(int err, int64_t pid)
+int
+build_cannot_fork(int err, int64_t pid)
 {
 	switch (err) {
 	case EEXIST:
@@ -242,8 +54,8 @@ told_by_child(int fd)
 }
 
 /* Until the program is executed. */
-static int
-wait_exec(struct tracee *t, int errors)
+int
+build_wait_exec(struct tracee *t, int errors)
 {
 	for (;;) {
 		int status, err = tracee_wait(t->tid, now_ms() + EXEC_TIMEOUT_MS, &status);
@@ -264,8 +76,8 @@ wait_exec(struct tracee *t, int errors)
 	}
 }
 
-static int
-seize(struct built *b)
+int
+build_seize(struct built *b)
 {
 	struct tracee *t = ARRAY_ADD(b->threads, b->nthreads);
 
@@ -293,9 +105,38 @@ open_memory(struct built *b)
 	return 0;
 }
 
-/* Find a `syscall` instruction in its vDSO, which it keeps. */
+/* It is one of the kernel's own mappings: it stays, wherever that is. */
 static int
-look_at_stub(struct built *b)
+take_area(struct built *b, const struct proc_map *m)
+{
+	unsigned char *code, *at;
+
+	if (!build_is_kernels(m))
+		return 0;
+	if (b->nareas == ARRAY_LEN(b->areas))
+		return fail(ENOTSUP, "this kernel gives programs more mappings of its own than this version knows");
+	b->areas[b->nareas++] = (struct page_range){m->start, m->end};
+	if (strcmp(m->path, "[vdso]") != 0)
+		return 0;
+	b->vdso_at = m->start;
+	b->vdso_len = m->end - m->start;
+	code = malloc(b->vdso_len);
+	if (code != NULL && mem_read(b->mem, m->start, code, b->vdso_len) == 0 &&
+	    (at = memmem(code, b->vdso_len, arch_syscall, ARCH_SYSCALL_BYTES)) != NULL)
+		b->syscall_ip = m->start + (taddr)(at - code);
+	free(code);
+	return 0;
+}
+
+bool
+build_is_kernels(const struct proc_map *m)
+{
+	return strncmp(m->path, "[vvar", 5) == 0 || strcmp(m->path, "[vdso]") == 0;
+}
+
+/* Find a `syscall` instruction in its vDSO, which it keeps. */
+int
+build_look_at_stub(struct built *b)
 {
 	struct proc_maps maps;
 	int proc, err = b->loop.untraced != NULL && b->mem >= 0 ? 0 : open_memory(b);
@@ -307,43 +148,19 @@ look_at_stub(struct built *b)
 	close_fd(&proc);
 	if (err < 0)
 		return fail(-err, "pid %d: maps: %s", b->pid, strerror(-err));
-	for (size_t i = 0; i < maps.n; i++) {
-		const struct proc_map *m = &maps.map[i];
-		unsigned char *code, *at;
-
-		if (strcmp(m->path, "[vdso]") != 0)
-			continue;
-		b->vdso_at = m->start;
-		b->vdso_len = m->end - m->start;
-		code = malloc(b->vdso_len);
-		if (code != NULL && mem_read(b->mem, m->start, code, b->vdso_len) == 0 &&
-		    (at = memmem(code, b->vdso_len, arch_syscall, ARCH_SYSCALL_BYTES)) != NULL)
-			b->syscall_ip = m->start + (taddr)(at - code);
-		free(code);
-	}
+	b->nareas = 0;
+	b->syscall_ip = 0;
+	for (size_t i = 0; i < maps.n && err == 0; i++)
+		err = take_area(b, &maps.map[i]);
 	proc_maps_fini(&maps);
-	if (b->syscall_ip == 0)
-		return fail(ENOTSUP, "this kernel gives programs no vDSO");
-	return 0;
-}
-
-/* Room for all that a process holds at once, at numbers of its own. */
-static int
-check_numbers(const struct restart *r)
-{
-	uint64_t base = r->stock_base, need = 2 * stock_fd(r, STOCK_END, 0) - base + 32;
-	struct rlimit limit;
-
-	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && need > limit.rlim_max)
-		return fail(ENFILE, "the program has a file open at number %" PRIu64 ", and with its mapped files %"
-		    PRIu64 " numbers are needed here; the limit is %" PRIu64 " (ulimit -Hn)", base - 1, need,
-		    (uint64_t)limit.rlim_max);
-	return 0;
+	if (err == 0 && b->syscall_ip == 0)
+		err = fail(ENOTSUP, "this kernel gives programs no vDSO");
+	return err;
 }
 
 /* The kernel leaves room below the stack by this limit when it executes. */
-static void
-limit_stack(pid_t pid, const struct task *t)
+void
+build_limit_stack(pid_t pid, const struct task *t)
 {
 	struct rlimit limit;
 
@@ -351,84 +168,6 @@ limit_stack(pid_t pid, const struct task *t)
 		return;
 	limit.rlim_cur = min_u64(t->rlimits[RLIMIT_STACK].soft, limit.rlim_max);
 	prlimit(pid, RLIMIT_STACK, &limit, NULL);
-}
-
-/* It exists. */
-static void
-first_is_born(struct built *b, pid_t pid)
-{
-	b->pid = pid;
-	b->session = b->task->session_leader ? 0 : b->task->sid;
-	limit_stack(pid, b->task);
-}
-
-/* Without ptrace(2) it stays a copy of us, until its address space is made. */
-static int
-build_first_untraced(struct restart *r, struct built *b)
-{
-	int ends[2], err = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0 ? fail_errno("socketpair") : 0;
-	size_t slot = untraced_slot(r->untraced, getpid());
-	pid_t pid = err < 0 ? -1 : fork_as(r, b->task);
-
-	if (err < 0)
-		return err;
-	if (pid == 0)
-		child_untraced(r, slot, ends[1]);
-	close(ends[1]);
-	if (pid < 0) {
-		err = cannot_fork(errno, b->task->pid);
-	} else {
-		first_is_born(b, pid);
-		err = coop_first(r, b, slot, ends[0]);
-		if (err == 0)
-			err = look_at_stub(b);
-		if (err == 0)
-			err = fault(FAULT_execed);
-	}
-	close(ends[0]);
-	return err;
-}
-
-static int
-build_first(struct restart *r, struct built *b)
-{
-	int go[2] = {-1, -1}, errors[2] = {-1, -1}, err;
-	pid_t pid;
-
-	r->stock_base = find_stock_base(r);
-	err = check_numbers(r);
-	if (err < 0)
-		return err;
-	if (r->untraced != NULL)
-		return build_first_untraced(r, b);
-	if (pipe2(go, O_CLOEXEC) < 0 || pipe2(errors, O_CLOEXEC) < 0)
-		return fail_errno("pipe");
-	pid = fork_as(r, b->task);
-	if (pid == 0) {
-		error_pipe = errors[1];
-		close(go[1]);
-		child(r, b->task, go[0]);
-		_exit(127);
-	}
-	close(go[0]);
-	close(errors[1]);
-	if (pid < 0) {
-		err = cannot_fork(errno, b->task->pid);
-	} else {
-		first_is_born(b, pid);
-		err = seize(b);
-		if (err == 0 && write(go[1], "g", 1) != 1)
-			err = fail_errno("pipe");
-		if (err == 0)
-			err = wait_exec(&b->threads[0], errors[0]);
-		if (err == 0)
-			err = look_at_stub(b);
-		if (err == 0)
-			err = fault(FAULT_execed);
-	}
-	close(go[1]);
-	close(errors[0]);
-	return err;
 }
 
 /* --- by their parents */
@@ -518,7 +257,7 @@ build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags,
 	if (err < 0)
 		return err;
 	if (result < 0)
-		return cannot_fork((int)-result, pid);
+		return build_cannot_fork((int)-result, pid);
 	b->pid = (pid_t)result;
 	b->mem = -1;
 	b->loop = creator->loop;
@@ -527,13 +266,15 @@ build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags,
 	b->syscall_ip = creator->syscall_ip;
 	b->vdso_at = creator->vdso_at;
 	b->vdso_len = creator->vdso_len;
+	b->nareas = creator->nareas;
+	memcpy(b->areas, creator->areas, sizeof(b->areas));
 	b->session = creator->session;
 	return err < 0 ? err : open_memory(b);
 }
 
 /* In a copy of its parent: another program takes its place. */
-static int
-execute(struct restart *r, struct built *b)
+int
+build_execute(struct restart *r, struct built *b)
 {
 	struct tracee *t = &b->threads[0];
 	taddr at = loop_data(&b->loop);
@@ -546,15 +287,15 @@ execute(struct restart *r, struct built *b)
 
 	if (err < 0)
 		return fail(-err, "pid %d: %s", b->pid, strerror(-err));
-	limit_stack(b->pid, b->task);
+	build_limit_stack(b->pid, b->task);
 	arch_set_call(&regs, b->syscall_ip, &call);
 	err = tracee_set_regs(t->tid, &regs);
 	if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
 		err = fail_errno("pid %d: ptrace", t->tid);
 	if (err == 0)
-		err = wait_exec(t, -1);
+		err = build_wait_exec(t, -1);
 	if (err == 0)
-		err = look_at_stub(b);
+		err = build_look_at_stub(b);
 	return err < 0 ? err : fault(FAULT_execed);
 }
 
@@ -562,14 +303,14 @@ int
 build(struct restart *r, struct built *b)
 {
 	if (b == r->built)
-		return build_first(r, b);
+		return first_build(r, b);
 	if (r->untraced != NULL)
-		return look_at_stub(b);
-	return b->task->forked ? 0 : execute(r, b);
+		return build_look_at_stub(b);
+	return b->task->forked ? 0 : build_execute(r, b);
 }
 
-static void
-end_one(struct built *b)
+void
+build_end_one(struct built *b)
 {
 	int status;
 
@@ -589,7 +330,9 @@ void
 build_undo(struct restart *r)
 {
 	for (size_t i = r->nhelpers; i-- > 0;)
-		end_one(r->helpers[i]);
+		build_end_one(r->helpers[i]);
+	if (r->early != NULL)
+		build_end_one(&r->early->built);
 	for (size_t i = r->built == NULL ? 0 : r->model.header.ntasks; i-- > 0;)
-		end_one(&r->built[i]);
+		build_end_one(&r->built[i]);
 }

@@ -1,6 +1,6 @@
 /*
  * Memory that came before the rest of the image: in its parents (ckpt -i), which are files; or in rounds, while the original was running (ckpt --rounds). Then it waits
- * here, for each process by its addresses, and what is still so in the end goes to where it belongs.
+ * in the first process where it is to be, and here for the others, for each by its addresses; what is still so in the end goes to where it belongs.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -10,24 +10,8 @@
 #include <sys/mman.h>
 
 #include "chain.h"
+#include "earlier.h"
 #include "log.h"
-#include "restart.h"
-
-/* A private mapping of the original when the rounds began. */
-struct waiting {
-	taddr start, end;
-	unsigned char *memory;
-};
-
-struct earlier {
-	struct waiting *waiting; /* in the order of tasks, of each by address */
-	size_t n;
-	struct owner {
-		int64_t pid;
-		size_t first, end; /* of waiting */
-	} *owners; /* of the tasks */
-	size_t nowners;
-};
 
 static bool
 may_wait(const struct vma *v)
@@ -42,11 +26,20 @@ add_room(struct earlier *e, const struct vma *v)
 
 	if (w == NULL)
 		return fail(ENOMEM, "out of memory");
-	*w = (struct waiting){v->start, v->end, mmap(NULL, v->end - v->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)};
-	if (w->memory != MAP_FAILED)
-		return 0;
-	e->n--;
-	return fail(ENOMEM, "no room for %" PRIu64 " MB of memory", (v->end - v->start) >> 20);
+	*w = (struct waiting){.start = v->start, .end = v->end, .prot = space_first_prot(v), .traits = space_traits(v, false),
+	    .pages = space_traits(v, true), .accounted = space_is_accounted(v)};
+	return 0;
+}
+
+int
+earlier_add_memory(struct waiting *w)
+{
+	void *p = mmap(NULL, w->end - w->start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return fail(ENOMEM, "no room for %" PRIu64 " MB of memory", (w->end - w->start) >> 20);
+	w->memory = p;
+	return 0;
 }
 
 static int
@@ -98,7 +91,7 @@ find(const struct earlier *e, int64_t pid, taddr addr)
 
 /* Pages at addr, which may be of several mappings. */
 static int
-put(const struct restart *r, int64_t pid, taddr addr, const unsigned char *data, uint64_t len)
+put(struct restart *r, int64_t pid, taddr addr, const unsigned char *data, uint64_t len)
 {
 	while (len > 0) {
 		struct waiting *w = find(r->earlier, pid, addr);
@@ -106,7 +99,14 @@ put(const struct restart *r, int64_t pid, taddr addr, const unsigned char *data,
 
 		if (w == NULL)
 			return fail(EBADMSG, "%s: bad image: a page at %#" PRIx64 " belongs to no mapping", r->source.name, addr);
-		memcpy(w->memory + (addr - w->start), data, some);
+		if (w->memory == NULL) {
+			int err = early_put(r, w, addr, data, some);
+
+			if (err < 0)
+				return err;
+		} else {
+			memcpy(w->memory + (addr - w->start), data, some);
+		}
 		addr += some;
 		data += some;
 		len -= some;
@@ -149,6 +149,11 @@ earlier_receive(struct restart *r)
 		return 0;
 	r->earlier = calloc(1, sizeof(*r->earlier));
 	err = r->earlier == NULL ? fail(ENOMEM, "out of memory") : make_room(r, r->earlier);
+	if (err == 0 && !r->opt.check)
+		early_begin(r);
+	for (size_t i = 0; err == 0 && i < r->earlier->n; i++)
+		if (r->early == NULL || r->earlier->waiting[i].came == NULL)
+			err = earlier_add_memory(&r->earlier->waiting[i]);
 	while (err == 0 && strncmp(r->member, "pages/", 6) == 0) {
 		err = take_chunk(r);
 		if (err == 0)
@@ -207,7 +212,9 @@ fill_from_rounds(const struct restart *r, struct built *b, const struct task *t)
 			if (w == NULL)
 				return missing(r, at);
 			end = min_u64(t->earlier[i].end, w->end);
-			if (b != NULL)
+			if (w->memory == NULL)
+				early_right(w, at, end);
+			else if (b != NULL)
 				err = fill_memory(b, at, w->memory + (at - w->start), end - at);
 		}
 	return err;
@@ -222,8 +229,13 @@ earlier_fill(const struct restart *r, struct built *b, const struct task *t)
 void
 earlier_drop(struct restart *r)
 {
-	for (size_t i = 0; r->earlier != NULL && i < r->earlier->n; i++)
-		munmap(r->earlier->waiting[i].memory, r->earlier->waiting[i].end - r->earlier->waiting[i].start);
+	for (size_t i = 0; r->earlier != NULL && i < r->earlier->n; i++) {
+		struct waiting *w = &r->earlier->waiting[i];
+
+		if (w->memory != NULL)
+			munmap(w->memory, w->end - w->start);
+		free(w->came);
+	}
 	if (r->earlier != NULL) {
 		free(r->earlier->waiting);
 		free(r->earlier->owners);

@@ -476,6 +476,19 @@ files_open(struct restart *r)
 	return err;
 }
 
+int
+files_open_program(struct restart *r, const struct task *t)
+{
+	int err;
+
+	assume_ids(r, true);
+	err = open_mapped(r, (size_t)t->exe, USE_MAPPED | USE_PRIVATE);
+	if (err == 0)
+		err = open_program(r, (size_t)t->exe);
+	assume_ids(r, false);
+	return err;
+}
+
 static void
 close_all(int *fds, size_t n)
 {

@@ -133,8 +133,12 @@ fill_chunk(struct restart *r, const struct task *t, struct built *b)
 		err = check_runs(r, t, runs, nruns);
 	while (err == 0) {
 		err = image_chunk_data(r->reader, &data, &len);
-		if (err < 0 || data == NULL)
+		if (err < 0)
 			return err;
+		if (data == NULL) {
+			earlier_filled(r, b, runs, nruns);
+			return 0;
+		}
 		if (b != NULL)
 			err = put(b, &p, data, len);
 	}
@@ -182,6 +186,8 @@ fill(struct restart *r, struct built *b)
 		err = earlier_fill(r, b, b->task);
 	if (err == 0 && b != NULL && !b->task->zombie)
 		err = fill_task(r, b->task, b);
+	if (err == 0 && b != NULL)
+		err = earlier_finish(r, b);
 	if (last)
 		log_progress_end();
 	if (err == 0 && last && r->member[0] != '\0')

@@ -459,11 +459,7 @@ load_metadata(struct restart *r)
 static void
 forget(struct restart *r)
 {
-	free(r->open.contents);
-	free(r->open.mapped);
-	free(r->open.shms);
-	free(r->open.ofds);
-	free(r->open.programs);
+	files_close(r);
 	free(r->vdsos);
 	free(r->built);
 	for (size_t i = 0; i < r->model.header.ntasks; i++)

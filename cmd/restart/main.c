@@ -289,6 +289,7 @@ make_processes(struct restart *r)
 			continue;
 		}
 		err = build(r, b);
+		/* No process is forked from here on, that would lack them. */
 		if (err == 0 && i == 0 && !lazy_from_file(r))
 			err = image_reader_threads(r->reader);
 		if (err == 0)

@@ -107,6 +107,9 @@ place_taken(const struct restart *r)
 
 enum { SOON = 1000 };
 
+/* Where no program is soon: below the limit, or where numbers begin once more. */
+enum { ASIDE = 1000, FIRST_NUMBER = 400 };
+
 /*
  * Numbers are given out in order: one that comes soon is free now, and taken when the image has come. /proc/loadavg ends with the number given out last:
  * `0.20 0.18 0.12 1/80 11206`
@@ -264,12 +267,10 @@ enter_user(struct restart *r)
 	return err;
 }
 
-/* PIDs above this system's limit: since 6.14 each PID namespace has its own. */
-static void
-raise_pid_max(const struct restart *r)
+static int64_t
+highest_number(const struct restart *r)
 {
-	int64_t highest = 0, limit;
-	char text[24];
+	int64_t highest = 0;
 
 	for (size_t k = 0; k < r->model.header.ntasks; k++) {
 		const struct task *t = &r->model.tasks[k];
@@ -278,9 +279,42 @@ raise_pid_max(const struct restart *r)
 		for (size_t i = 0; i < t->nthreads; i++)
 			highest = max_i64(highest, t->threads[i].tid);
 	}
-	/* Our own threads are not to take numbers of the image. */
-	snprintf(text, sizeof(text), "%" PRId64, highest);
+	return highest;
+}
+
+/* The next number that is given out in this namespace, if it is free. */
+static void
+count_from(int64_t number)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%" PRId64, number);
 	write_file(AT_FDCWD, "/proc/sys/kernel/ns_last_pid", text);
+}
+
+void
+place_aside(const struct restart *r, bool on)
+{
+	int64_t highest = highest_number(r), limit;
+
+	/* Nobody else is in it. */
+	if (r->mode != PID_NS || proc_read_number(AT_FDCWD, "/proc/sys/kernel/pid_max", 10, &limit) < 0)
+		return;
+	if (on)
+		count_from(highest < limit / 2 ? limit - ASIDE : FIRST_NUMBER);
+	else
+		count_from(highest);
+}
+
+/* PIDs above this system's limit: since 6.14 each PID namespace has its own. */
+static void
+raise_pid_max(const struct restart *r)
+{
+	int64_t highest = highest_number(r), limit;
+	char text[24];
+
+	/* Our own threads are not to take numbers of the image. */
+	count_from(highest);
 	if (proc_read_number(AT_FDCWD, "/proc/sys/kernel/pid_max", 10, &limit) < 0 || highest < limit)
 		return;
 	snprintf(text, sizeof(text), "%" PRId64, highest + 1);

@@ -5,10 +5,14 @@
  *   files.c    the program, mapped files and open files, found and checked
  *   ipc.c      objects of System V
  *   place.c    which PIDs: these, those of new namespaces, or new ones
- *   build.c    processes: the first by fork, the others by their parents; each executes its program
+ *   first.c    the first process: by fork; early, where its memory comes first
+ *   build.c    the others, by their parents; each executes its program
  *   coop.c     without ptrace(2), and what those are told that were asked for themselves
  *   tree.c     whose child, which session, which process group; those that have ended
+ *   clear.c    what exec(2) made goes, but for the vDSO
  *   space.c    an address space becomes that of the image
+ *   earlier.c  memory that came before the rest: from parents, in rounds
+ *   early.c    that of rounds in the first process, where it stays
  *   uring.c    memory of io_uring
  *   fill.c     the pages
  *   lazy.c     pages that come when they are touched
@@ -22,6 +26,8 @@
  */
 #ifndef RESTART_H
 #define RESTART_H
+
+#include <sys/stat.h>
 
 #include "channel.h"
 #include "image.h"
@@ -90,10 +96,21 @@ struct built {
 	taddr syscall_ip; /* a `syscall` instruction that stays */
 	taddr vdso_at;    /* this kernel's vDSO in it */
 	uint64_t vdso_len;
+	struct page_range areas[8]; /* of the kernel, it among them; ascending */
+	size_t nareas;
 	int64_t session;  /* in the numbers of the image */
 	int64_t birth;    /* that which it must be born in; 0: any */
 	int uffd;         /* of memory that comes later, or -1 */
 	bool ended;
+};
+
+/* The first process, before the rest of the image is known. */
+struct early {
+	struct built built;
+	int64_t pid;         /* in the image */
+	struct stat program; /* which it has executed */
+	int hand;            /* the socket by which its files come */
+	uint64_t number;     /* of its other end, in the process */
 };
 
 struct restart {
@@ -118,6 +135,7 @@ struct restart {
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
 	struct chain *parents; /* of an increment, or NULL */
 	struct earlier *earlier; /* memory that came in rounds, or NULL */
+	struct early *early;     /* the first process, as long as its files are not known, or NULL */
 	struct lazy_restart *lazy; /* of memory that comes later, or NULL */
 	struct untraced *untraced; /* they are built without ptrace(2), or NULL */
 	struct netlock *netlock; /* of connections to others, or NULL */
@@ -140,8 +158,18 @@ int load_again(struct restart *r);
 int earlier_open(struct restart *r);
 /* Where memory comes in rounds: takes it, and then what load_again() takes. */
 int earlier_receive(struct restart *r);
+/* The first process is what it will be but for its memory: what came there stays, or, unless it has the program of the image (same), is put in once more. */
+int earlier_settle(struct restart *r, struct built *b, bool same);
 /* Pages of the task that came earlier, into b, or NULL: only look whether they have come. */
 int earlier_fill(const struct restart *r, struct built *b, const struct task *t);
+/* Pages that came with the rest are in their places; then, all of b's are. */
+void earlier_filled(const struct restart *r, const struct built *b, const struct page_run *runs, size_t n);
+int earlier_finish(const struct restart *r, struct built *b);
+/* Memory that came there before is part of this mapping of b's: [*start, *end), with these rights. */
+bool earlier_in_place(const struct restart *r, const struct built *b, const struct vma *v, taddr *start, taddr *end, int *prot);
+/* Does b have any? Then what goes of it, in front of what is mapped. */
+bool earlier_is_there(const struct restart *r, const struct built *b);
+void earlier_trim(const struct restart *r, const struct built *b, struct script *s);
 /* It is in its place, or not needed any more. */
 void earlier_drop(struct restart *r);
 
@@ -156,6 +184,8 @@ const unsigned char *load_vdso(const struct restart *r, const struct mm_layout *
 
 int files_open(struct restart *r);
 void files_close(struct restart *r);
+/* What task t executes, before anything else of the image is known. */
+int files_open_program(struct restart *r, const struct task *t);
 /* n fds that are none yet; the caller frees. NULL where memory ran out. */
 int *files_none(size_t n);
 /* Where a task is to be; the caller frees. NULL where memory ran out. */
@@ -179,6 +209,8 @@ void ipc_late(const struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);
+/* Our own threads from here on (or not any more) take numbers which the program will not come to during the rounds. */
+void place_aside(const struct restart *r, bool on);
 /* Does a number of the image exist here? */
 bool place_taken(const struct restart *r);
 
@@ -197,6 +229,13 @@ int coop_note_down(const struct restart *r, const struct built *b);
 /* As which the threads of b go on; then, all of them do. */
 int coop_set_final(struct restart *r, struct built *b);
 
+/* --- first.c */
+/* Stopped, executing its program, with all that is inherited. */
+int first_build(struct restart *r, struct built *b);
+/* The same before that is known: into r->early. Then: it is not wanted any more. */
+int first_early(struct restart *r);
+void first_drop_early(struct restart *r);
+
 /* The process of a task: stopped, executing its program, or a copy of its parent. */
 int build(struct restart *r, struct built *b);
 /* Capabilities of ours that stay across exec without being root: to choose PIDs, to give up the others at the end, and (tracer) to look at what we trace. */
@@ -213,6 +252,18 @@ int build_clone3(struct built *creator, struct clone_args *args, int64_t tid, in
 int build_wait_born(struct built *b, pid_t tid);
 /* fork(2) by creator, with more flags of clone(2). */
 int build_clone(struct built *creator, struct built *b, int64_t pid, uint64_t flags, int exit_signal);
+/* It has executed what it is to; what it says where it cannot comes from errors, or -1. */
+int build_wait_exec(struct tracee *t, int errors);
+/* Another program takes its place. */
+int build_execute(struct restart *r, struct built *b);
+int build_seize(struct built *b);
+/* Its memory and what the kernel has put there. */
+int build_look_at_stub(struct built *b);
+bool build_is_kernels(const struct proc_map *m);
+/* The kernel leaves room below the stack by this limit when it executes. */
+void build_limit_stack(pid_t pid, const struct task *t);
+int build_cannot_fork(int err, int64_t pid);
+void build_end_one(struct built *b);
 /* A script in its first thread. */
 int built_run(struct built *b, struct script *s);
 
@@ -240,7 +291,21 @@ uint64_t space_huge_flags(const struct restart *r, uint64_t huge, uint64_t flag)
 int uring_map(struct restart *r, struct built *b);
 /* A free place of this many bytes in all address spaces, and in that of process pid as it is. Returns 0, or a negative errno, logged. */
 int space_gap(const struct restart *r, pid_t pid, uint64_t size, taddr *at);
+/* Is the script loop of b out of the way of all that the image has now? */
+bool space_is_apart(const struct restart *r, const struct built *b);
 int space_make(struct restart *r, struct built *b);
+/* A mapping, with the rights that it has until its content is there. */
+void space_add_mapping(const struct restart *r, struct script *s, const struct vma *v);
+int space_first_prot(const struct vma *v);
+/* Flags of vmflag.def that it has of those which are decided when it is mapped (pages: those that can be given later), as bits. */
+unsigned space_traits(const struct vma *v, bool pages);
+bool space_is_accounted(const struct vma *v);
+
+/* --- clear.c */
+/* The script loop comes, in a free place, and all but it and the vDSO beside it goes. */
+int clear_space(struct restart *r, struct built *b);
+/* The vDSO comes to where the program expects it. */
+int clear_put_vdso(struct restart *r, struct built *b);
 int space_finish(struct restart *r, struct built *b);
 
 /* The pages of this process; with NULL (restart --check) all pages, which are only checked. */

@@ -1,5 +1,5 @@
 /*
- * The address space of the image in place of that which exec(2) made.
+ * The address space of the image.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,17 +11,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "digest.h"
 #include "fault.h"
-#include "kfeat.h"
 #include "io.h"
 #include "log.h"
 #include "restart.h"
-#include "vdso.h"
-
-#define VDSO_ROOM (1ULL << 20)
-#define MARGIN (1ULL << 20)
-#define HEAP_ROOM (4ULL << 30)
 
 enum how { MAP, ADVICE, PAGES, LOCK, SEAL };
 
@@ -48,111 +41,6 @@ static bool
 has_flag(const struct vma *v, const struct vmflag *f)
 {
 	return has_letters(v, f->letters);
-}
-
-/* --- a free place */
-
-static bool
-in_the_way(taddr at, taddr end, taddr start, taddr stop)
-{
-	return at < stop + MARGIN && end + MARGIN > start;
-}
-
-/* Where the gap may be instead, if a task of the image has something at [at, end), else `at`. */
-static taddr
-pass_task(const struct task *t, taddr at, taddr end)
-{
-	for (size_t i = 0; i < t->nvmas; i++)
-		if (in_the_way(at, end, t->vmas[i].start, t->vmas[i].end))
-			return t->vmas[i].end + MARGIN;
-	if (in_the_way(at, end, t->mm.vvar, t->mm.vdso + t->mm.vdso_size))
-		return t->mm.vdso + t->mm.vdso_size + MARGIN;
-	if (t->mm.start_brk != 0 && in_the_way(at, end, t->mm.start_brk, t->mm.start_brk + HEAP_ROOM))
-		return t->mm.start_brk + HEAP_ROOM + MARGIN;
-	return at;
-}
-
-/*
- * Room that neither a task of the image (a child may be a copy of its parent) nor the stub uses, and where
- * nothing of the program's will grow.
- */
-static taddr
-find_gap(const struct restart *r, const struct proc_maps *stub, uint64_t size)
-{
-	taddr at = 0x10000000, before;
-
-	do {
-		before = at;
-		for (size_t i = 0; i < r->model.header.ntasks; i++)
-			at = pass_task(&r->model.tasks[i], at, at + size);
-		for (size_t i = 0; i < stub->n; i++)
-			if (stub->map[i].start < ARCH_USER_END &&
-			    in_the_way(at, at + size, stub->map[i].start, stub->map[i].end))
-				at = stub->map[i].end + MARGIN;
-	} while (at != before && at < ARCH_USER_END - size);
-	return page_up(at);
-}
-
-int
-space_gap(const struct restart *r, pid_t pid, uint64_t size, taddr *at)
-{
-	struct proc_maps stub = {0};
-	int proc = proc_open(pid), err = proc < 0 ? proc : proc_read_maps(proc, false, &stub);
-
-	close_fd(&proc);
-	if (err < 0)
-		return fail(-err, "pid %d: maps: %s", pid, strerror(-err));
-	*at = find_gap(r, &stub, size + VDSO_ROOM);
-	proc_maps_fini(&stub);
-	return 0;
-}
-
-/* --- clearing what exec made */
-
-static bool
-is_kernels(const struct proc_map *m)
-{
-	return strncmp(m->path, "[vvar", 5) == 0 || strcmp(m->path, "[vdso]") == 0;
-}
-
-/* Move the vDSO and its data, keeping their distances. from and to: the lowest of them. */
-static void
-move_vdso(struct script *s, const struct proc_maps *stub, taddr from, taddr to)
-{
-	taddr base = 0;
-
-	for (size_t i = 0; i < stub->n; i++) {
-		const struct proc_map *m = &stub->map[i];
-
-		if (!is_kernels(m))
-			continue;
-		if (base == 0)
-			base = m->start;
-		script_add(s, "vDSO", SYS_mremap, from + (m->start - base), m->end - m->start,
-		    m->end - m->start, MREMAP_MAYMOVE | MREMAP_FIXED, to + (m->start - base));
-	}
-}
-
-static taddr
-lowest_of_kernel(const struct proc_maps *stub)
-{
-	for (size_t i = 0; i < stub->n; i++)
-		if (is_kernels(&stub->map[i]))
-			return stub->map[i].start;
-	return 0;
-}
-
-static void
-clear_stub(struct script *s, const struct proc_maps *stub, const struct loop *loop)
-{
-	uint64_t bytes = loop->untraced != NULL ? untraced_bytes(loop->untraced) : 0;
-
-	for (size_t i = 0; i < stub->n; i++) {
-		const struct proc_map *m = &stub->map[i];
-
-		if (m->start < ARCH_USER_END && !is_kernels(m) && (m->start < loop->at || m->end > loop->at + bytes))
-			script_add(s, "clearing", SYS_munmap, m->start, m->end - m->start);
-	}
 }
 
 /* --- huge pages */
@@ -226,10 +114,45 @@ was_writable(const struct vma *v)
 	return !v->shared && !(v->prot & PROT_WRITE) && has_letters(v, "ac");
 }
 
-static void
-map_vma(const struct restart *r, struct script *s, const struct vma *v)
+int
+space_first_prot(const struct vma *v)
 {
-	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset;
+	return (int)v->prot | (was_writable(v) ? PROT_WRITE : 0);
+}
+
+bool
+space_is_accounted(const struct vma *v)
+{
+	return has_letters(v, "ac");
+}
+
+unsigned
+space_traits(const struct vma *v, bool pages)
+{
+	unsigned traits = 0;
+
+	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++)
+		if (vmflags[i].how == (pages ? PAGES : MAP) && has_flag(v, &vmflags[i]))
+			traits |= 1u << i;
+	return traits;
+}
+
+/* Huge pages are so from the first byte, and those that shall be small never huge. */
+static void
+add_pages(struct script *s, const struct vma *v, taddr start, taddr end)
+{
+	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++)
+		if (vmflags[i].how == PAGES && has_flag(v, &vmflags[i])) {
+			script_add(s, "advice", SYS_madvise, start, end - start, (uint64_t)vmflags[i].argument);
+			script_may_fail(s);
+		}
+}
+
+/* prot: the rights of private anonymous memory. */
+static void
+add_mapping(const struct restart *r, struct script *s, const struct vma *v, taddr start, taddr end, int prot)
+{
+	uint64_t flags = v->shared ? MAP_SHARED : MAP_PRIVATE, fd = (uint64_t)-1, offset = v->offset + (start - v->start);
 
 	if (v->kind == VMA_URING) /* when all others are there: uring_map() */
 		return;
@@ -258,14 +181,14 @@ map_vma(const struct restart *r, struct script *s, const struct vma *v)
 		flags |= MAP_ANONYMOUS | space_huge_flags(r, v->huge, MAP_HUGETLB);
 		offset = 0;
 	}
-	script_add(s, "mapping", SYS_mmap, v->start, v->end - v->start,
-	    (uint64_t)v->prot | (was_writable(v) ? PROT_WRITE : 0), flags | MAP_FIXED_NOREPLACE, fd, offset);
-	/* Huge pages are so from the first byte, and those that shall be small never huge. */
-	for (size_t i = 0; i < ARRAY_LEN(vmflags); i++)
-		if (vmflags[i].how == PAGES && has_flag(v, &vmflags[i])) {
-			script_add(s, "advice", SYS_madvise, v->start, v->end - v->start, (uint64_t)vmflags[i].argument);
-			script_may_fail(s);
-		}
+	script_add(s, "mapping", SYS_mmap, start, end - start, (uint64_t)prot, flags | MAP_FIXED_NOREPLACE, fd, offset);
+	add_pages(s, v, start, end);
+}
+
+void
+space_add_mapping(const struct restart *r, struct script *s, const struct vma *v)
+{
+	add_mapping(r, s, v, v->start, v->end, space_first_prot(v));
 }
 
 /* struct prctl_mm_map of linux/prctl.h */
@@ -321,76 +244,39 @@ set_layout(const struct restart *r, struct built *b)
 	return err < 0 ? err : set_fields(b, UINT32_MAX, false);
 }
 
-/* --- the vDSO where the program expects it */
-
-static bool
-same_vdso(const struct built *b, const unsigned char *ours, const struct proc_maps *stub)
+/*
+ * [start, end) of v becomes one mapping with what there is of that already, and not with its neighbour on the other side: so these two differ from all
+ * others for a moment, and it has no rights until then.
+ */
+static void
+map_beside(const struct restart *r, struct script *s, const struct vma *v, taddr start, taddr end)
 {
-	const struct mm_layout *mm = &b->task->mm;
-	char hex[DIGEST_HEX];
-
-	if (!kfeat(KFEAT_same_vdso) || mm->vdso_size != b->vdso_len)
-		return false;
-	digest_once(ours, b->vdso_len, hex);
-	for (size_t i = 0; i < stub->n; i++)
-		if (strcmp(stub->map[i].path, "[vdso]") == 0 &&
-		    stub->map[i].start - lowest_of_kernel(stub) != mm->vdso - mm->vvar)
-			return false;
-	return strcmp(hex, mm->vdso_hash) == 0;
+	if (start >= end)
+		return;
+	add_mapping(r, s, v, start, end, PROT_NONE);
+	script_add(s, "mapping", SYS_madvise, start, end - start, MADV_DONTDUMP);
+	script_add(s, "mapping", SYS_mprotect, start, end - start, (uint64_t)space_first_prot(v));
 }
 
-/* Another kernel's: its page becomes jumps into ours, which stays in its gap. */
-static int
-put_proxy(struct restart *r, struct built *b, const unsigned char *ours)
+static void
+map_vma(const struct restart *r, const struct built *b, struct script *s, const struct vma *v)
 {
-	const struct mm_layout *mm = &b->task->mm;
-	struct script s = {0};
-	unsigned char *code;
-	int err;
+	taddr start, end;
+	int prot;
 
-	if (mm->in_vdso)
-		return fail(ENOTSUP, "a thread stands inside the vDSO of %s, and this kernel has another one",
-		    r->model.header.kernel);
-	code = malloc(mm->vdso_size);
-	if (code == NULL)
-		return -ENOMEM;
-	memcpy(code, load_vdso(r, mm), mm->vdso_size);
-	if (vdso_make_proxy(code, mm->vdso_size, ours, b->vdso_len, b->vdso_at) < 0) {
-		free(code);
-		return fail(EBADMSG, "%s: bad image: its vDSO is malformed", r->source.name);
+	if (!earlier_in_place(r, b, v, &start, &end, &prot)) {
+		space_add_mapping(r, s, v);
+		return;
 	}
-	script_add(&s, "vDSO", SYS_mmap, mm->vdso, mm->vdso_size, PROT_READ | PROT_EXEC,
-	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0);
-	err = loop_run(&b->loop, &b->threads[0], &s);
-	script_fini(&s);
-	if (err == 0)
-		err = mem_write(b->mem, mm->vdso, code, mm->vdso_size);
-	free(code);
-	debug(LOG_VERBOSE, "the vDSO of %s is not this kernel's: its functions lead to ours",
-	    r->model.header.kernel);
-	return err;
-}
-
-/* parked: the lowest of this kernel's areas now. */
-static int
-put_vdso(struct restart *r, struct built *b, const struct proc_maps *stub, taddr parked)
-{
-	const struct mm_layout *mm = &b->task->mm;
-	unsigned char *ours = malloc(b->vdso_len);
-	struct script s = {0};
-	int err = ours == NULL ? -ENOMEM : mem_read(b->mem, b->vdso_at, ours, b->vdso_len);
-
-	if (err == 0 && mm->vdso != 0 && same_vdso(b, ours, stub)) {
-		move_vdso(&s, stub, parked, mm->vvar);
-		err = loop_run(&b->loop, &b->threads[0], &s);
-		b->syscall_ip += mm->vdso - b->vdso_at;
-		b->vdso_at = mm->vdso;
-	} else if (err == 0 && mm->vdso != 0) {
-		err = put_proxy(r, b, ours);
-	}
-	script_fini(&s);
-	free(ours);
-	return err;
+	if (prot != space_first_prot(v))
+		script_add(s, "protection", SYS_mprotect, start, end - start, (uint64_t)space_first_prot(v));
+	add_pages(s, v, start, end);
+	if (v->start == start && v->end == end)
+		return;
+	script_add(s, "mapping", SYS_madvise, start, end - start, MADV_DONTDUMP);
+	map_beside(r, s, v, v->start, start);
+	map_beside(r, s, v, end, v->end);
+	script_add(s, "mapping", SYS_madvise, v->start, v->end - v->start, MADV_DODUMP);
 }
 
 /* In place of what exec(2) made. */
@@ -398,39 +284,16 @@ static int
 make_anew(struct restart *r, struct built *b)
 {
 	const struct task *t = b->task;
-	struct tracee *leader = &b->threads[0];
-	struct proc_maps stub = {0};
 	struct script s = {0};
-	taddr gap, parked, from;
-	int proc = proc_open(leader->pid);
-	int err = proc < 0 ? proc : proc_read_maps(proc, false, &stub);
+	int err = earlier_is_there(r, b) ? 0 : clear_space(r, b);
 
-	close_fd(&proc);
 	if (err < 0)
-		return fail(-err, "pid %d: maps: %s", leader->pid, strerror(-err));
-	from = lowest_of_kernel(&stub);
-	if (b->loop.untraced != NULL) {
-		parked = b->loop.at + untraced_bytes(b->loop.untraced);
-	} else {
-		gap = find_gap(r, &stub, LOOP_BYTES + VDSO_ROOM);
-		parked = gap + LOOP_BYTES;
-		err = loop_map(&b->loop, leader, b->syscall_ip, gap);
-	}
-	if (err < 0)
-		goto out;
-	clear_stub(&s, &stub, &b->loop);
-	move_vdso(&s, &stub, from, parked);
-	b->vdso_at = b->vdso_at - from + parked;
-	b->syscall_ip = b->syscall_ip - from + parked;
+		return err;
+	earlier_trim(r, b, &s);
 	for (size_t i = 0; i < t->nvmas; i++)
-		map_vma(r, &s, &t->vmas[i]);
-	err = loop_run(&b->loop, leader, &s);
-	if (err == 0)
-		err = put_vdso(r, b, &stub, parked);
-out:
-	script_fini(&s);
-	proc_maps_fini(&stub);
-	return err;
+		map_vma(r, b, &s, &t->vmas[i]);
+	err = built_run(b, &s);
+	return err < 0 ? err : clear_put_vdso(r, b);
 }
 
 /* --- a copy of its parent's, which is that of the image */
@@ -516,7 +379,7 @@ make_from_parent(struct restart *r, struct built *b)
 		if (kept[i])
 			adjust_kept(&s, t, &t->vmas[i], &parent->vmas[p]);
 		else
-			map_vma(r, &s, &t->vmas[i]);
+			space_add_mapping(r, &s, &t->vmas[i]);
 	}
 	free(kept);
 	return built_run(b, &s);

@@ -39,6 +39,7 @@ struct frame_input {
 	 * ended, but for the idle jobs, which the lock guards with what follows.
 	 */
 	bool fetching;
+	bool threaded; /* there is the pipeline for it */
 	pthread_t fetcher;
 	pthread_mutex_t lock;
 	pthread_cond_t idle_again, fetched;
@@ -245,6 +246,9 @@ frame_input_threads(struct frame_input *in)
 	sigset_t all, old;
 	int err;
 
+	if (in->threaded)
+		return 0;
+	in->threaded = true;
 	if (n > 16)
 		n = 16;
 	/* Nothing is under way: without threads a job is run when it is taken. */

@@ -67,7 +67,7 @@ typedef ssize_t image_source(void *ctx, void *data, size_t len);
 struct image_reader *image_reader_new(image_source *source, void *ctx, const char *name);
 void image_reader_free(struct image_reader *r);
 
-/* Unpack with several threads from now on; not before the last fork. */
+/* Unpack with several threads from now on; not before the last fork of one that goes on. Once more it does nothing. */
 int image_reader_threads(struct image_reader *r);
 
 /* Does the stream announce a tail and an END? Valid after the first image_next(). */

@@ -36,9 +36,10 @@ move_in_rounds() {
 
 @test "memory that is mapped, unmapped, moved, given up and forked meanwhile" {
 	start python3 -c '
-import mmap, os, random, sys, time
+import ctypes, mmap, os, random, sys, time
 r = random.Random(7)
-areas = {}
+areas, apart = {}, set()
+libc = ctypes.CDLL(None)
 def stamp(i, n): return bytes([(i * 37 + n) % 255 + 1]) * mmap.PAGESIZE
 def new(i):
     m = mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -59,8 +60,16 @@ while not os.path.exists("stop"):
     m, s = areas[i]
     what = r.randrange(100)
     if what < 3:
-        m.close(); del areas[i]; new(i)
-    elif what < 6:
+        m.close(); del areas[i]; new(i); apart.discard(i)
+    elif what == 3:
+        # Of several mappings from then on, so it cannot be moved.
+        n = r.randrange(len(s) - 4); m.madvise(r.choice([mmap.MADV_HUGEPAGE, mmap.MADV_NOHUGEPAGE]), n * mmap.PAGESIZE, 4 * mmap.PAGESIZE); apart.add(i)
+    elif what == 4:
+        n = r.randrange(len(s) - 4); apart.add(i)
+        for rights in 1, 3: libc.mprotect(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(m, n * mmap.PAGESIZE))), 4 * mmap.PAGESIZE, rights)
+    elif what < 8 and i in apart:
+        pass
+    elif what < 8:
         m.resize(len(m) + 16 * mmap.PAGESIZE); s += [0] * 16
     elif what < 12:
         n = r.randrange(len(s)); m.madvise(mmap.MADV_DONTNEED, n * mmap.PAGESIZE, mmap.PAGESIZE); s[n] = 0
@@ -87,6 +96,42 @@ print("right", turn, flush=True)
 	done
 	: >stop
 	await out right 20
+}
+
+@test "another program has taken its place meanwhile" {
+	cat >second.py <<-'P'
+		import hashlib, os
+		b = os.urandom(3000000)
+		h = hashlib.sha256(b).hexdigest()
+		print("second", flush=True)
+		while not os.path.exists("stop"): pass
+		print("right" if hashlib.sha256(b).hexdigest() == h else "wrong", flush=True)
+	P
+	cat >second.sh <<-'P'
+		b=$(head -c 1000000 /dev/urandom | od -x)
+		h=$(md5sum <<<"$b")
+		echo second
+		until [ -e stop ]; do sleep 0.02; done
+		[ "$(md5sum <<<"$b")" = "$h" ] && echo right
+	P
+	for second in "/usr/bin/python3 second.py" "/usr/bin/env python3 second.py" "/bin/bash second.sh"; do
+		rm -f go stop new out
+		start python3 -c '
+import os, sys
+b = os.urandom(30000000)
+print("first", flush=True)
+while not os.path.exists("go"): pass
+os.execv(sys.argv[1], sys.argv[1:])
+' $second
+		await out first 10
+		# What is in the pipe is a part of the first round.
+		ckpt -v --rounds 3 -p "$PID" 2>ckpt.err | { head -c 2000000; touch go; await out second 20; cat; } | restart -v -d - 2>restart.err >new || { cat ckpt.err restart.err out; return 1; }
+		PID=$(cat new)
+		echo "$PID" >>pids
+		touch stop
+		await out right 20
+	done
+	grep -q "it is another program" restart.err
 }
 
 @test "what cannot be tracked is sent at once, and that is said" {

@@ -154,7 +154,7 @@ image_is_right() {
 	ckpt --every 10m --keep 3 -p "$PID" -o 'job.%n.ckpt' 2>ckpt.err &
 	c=$!
 	echo $c >>pids
-	until_true '[ "$(ls job.*.ckpt | wc -l)" = 4 ]'
+	until_true '[ "$(ls job.*.ckpt | wc -l)" = 4 ]' || { cat ckpt.err names; ls -l job.*; return 1; }
 	kill -TERM $c
 	wait $c
 	[ "$(ls job.* | head -n 3)" = "$(cat names)" ]
