@@ -113,7 +113,7 @@ read_fd(void *ctx, void *data, size_t len)
 static int
 write_content(void *ctx, const void *data, size_t len)
 {
-	int err = write_full(*(int *)ctx, data, len);
+	int err = write_sparse(*(int *)ctx, data, len);
 
 	return err < 0 ? fail(-err, "memory: %s", strerror(-err)) : 0;
 }
@@ -129,7 +129,7 @@ static int
 copy_member(struct merging *m, const char *name, uint64_t size)
 {
 	int fd = memfd_create("member", MFD_CLOEXEC);
-	int err = fd < 0 ? fail_errno("memory") : image_get_content(m->from, write_content, &fd);
+	int err = fd < 0 || ftruncate(fd, (off_t)size) < 0 ? fail_errno("memory") : image_get_content(m->from, write_content, &fd);
 
 	if (err == 0)
 		err = image_put_content(m->to, name, size, read_content, &fd);

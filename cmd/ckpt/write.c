@@ -40,13 +40,36 @@ struct file_content {
 	struct ckpt *c;
 	size_t index;
 	int fd;
+	int own; /* the same file, opened here, where its holes can be looked for: that moves the offset of whoever has it open; or -1 */
+	uint64_t data_from; /* no data is in front of that, as far as it was looked for */
 };
+
+/* Is nothing there but a hole? Reading that would fill the page cache with zeroes. */
+static bool
+is_hole(struct file_content *f, uint64_t offset, size_t len)
+{
+	off_t at;
+
+	if (f->own < 0 || offset + len <= f->data_from)
+		return f->own >= 0;
+	at = lseek(f->own, (off_t)offset, SEEK_DATA);
+	if (at < 0 && errno != ENXIO)
+		close_fd(&f->own);
+	else
+		f->data_from = at < 0 ? UINT64_MAX : (uint64_t)at;
+	return f->own >= 0 && offset + len <= f->data_from;
+}
 
 static int
 read_from_fd(void *ctx, uint64_t offset, void *data, size_t len)
 {
-	const struct file_content *f = ctx;
+	struct file_content *f = ctx;
 	char *p = data;
+
+	if (is_hole(f, offset, len)) {
+		memset(data, 0, len);
+		return 0;
+	}
 
 	while (len > 0) {
 		ssize_t n = pread(f->fd, p, len, (off_t)offset);
@@ -142,13 +165,18 @@ find_content(struct ckpt *c, size_t index, struct file_content *f, image_content
 {
 	const struct file_ref *ref = &c->model.objects.files[index];
 	int kept = snapshot_file(c, index);
+	char self[32];
 
-	*f = (struct file_content){c, index, -1};
+	*f = (struct file_content){c, index, -1, -1, 0};
 	*read = ref->partial && kept < 0 ? read_from_mappings : read_from_fd;
 	if (*read == read_from_mappings)
 		return 0;
 	f->fd = kept >= 0 ? fcntl(kept, F_DUPFD_CLOEXEC, 3) : open_for_content(c, index);
-	return f->fd < 0 ? fail_errno("%s: cannot be read, and is to be in the image", ref->path) : 0;
+	if (f->fd < 0)
+		return fail_errno("%s: cannot be read, and is to be in the image", ref->path);
+	snprintf(self, sizeof(self), "/proc/self/fd/%d", f->fd);
+	f->own = open(self, O_RDONLY | O_CLOEXEC);
+	return 0;
 }
 
 static int
@@ -161,6 +189,7 @@ put_file(struct writing *wr, size_t index)
 
 	if (err == 0)
 		err = image_put_content(wr->w, ref->member, ref->size, read, &f);
+	close_fd(&f.own);
 	close_fd(&f.fd);
 	return err;
 }
@@ -171,9 +200,9 @@ copy_file(struct ckpt *c, size_t index, int fd)
 	enum { PIECE = 64 << 10 };
 	uint64_t size = c->model.objects.files[index].size;
 	unsigned char *data = malloc(PIECE);
-	struct file_content f = {.fd = -1};
+	struct file_content f = {.fd = -1, .own = -1};
 	image_content *read;
-	int err = data == NULL ? -ENOMEM : 0;
+	int err = data == NULL ? -ENOMEM : ftruncate(fd, (off_t)size) < 0 ? -errno : 0;
 	int kept = c->kept[index];
 
 	c->kept[index] = -1; /* not yet */
@@ -184,9 +213,10 @@ copy_file(struct ckpt *c, size_t index, int fd)
 
 		err = read(&f, at, data, n);
 		if (err == 0)
-			err = write_full(fd, data, n);
+			err = write_sparse(fd, data, n);
 	}
 	c->kept[index] = kept;
+	close_fd(&f.own);
 	close_fd(&f.fd);
 	free(data);
 	return err;

@@ -187,21 +187,12 @@ get_header(struct restart *r)
 	return 0;
 }
 
-/* Zeroes become holes: they take no memory, however many there are. */
+/* Zeroes take no memory, however many there are. */
 static int
 take_content(void *ctx, const void *data, size_t len)
 {
-	static const char zeroes[4096];
-	int err = 0, fd = *(int *)ctx;
-	const char *p = data;
+	int err = write_sparse(*(int *)ctx, data, len);
 
-	for (size_t n; err == 0 && len > 0; p += n, len -= n) {
-		n = min_u64(len, sizeof(zeroes));
-		if (memcmp(p, zeroes, n) != 0)
-			err = write_full(fd, p, n);
-		else if (lseek(fd, (off_t)n, SEEK_CUR) < 0)
-			err = -errno;
-	}
 	return err < 0 ? fail(-err, "embedded file: %s", strerror(-err)) : 0;
 }
 

@@ -28,6 +28,8 @@ struct image_writer {
 	struct archive *tar;
 	struct archive_entry *entry;
 	struct frame *frame; /* fills up with what is not pages */
+	struct buf zeroes; /* a whole frame of them, packed with that level: sparse files have many */
+	int zeroes_level;
 	/* While pages are put: the packed frame that stands for the bytes that libarchive is given. */
 	const struct frame *ready;
 	struct buf seek_table;
@@ -51,13 +53,42 @@ emit(struct image_writer *w, const struct frame *f)
 	return w->sink(w->ctx, f->packed, f->packed_len);
 }
 
+static bool
+is_all_zero(struct frame *f)
+{
+	const unsigned char *p = frame_raw(f);
+
+	return f->raw_len == FRAME_RAW_MAX && p[0] == 0 && memcmp(p, p + 1, f->raw_len - 1) == 0;
+}
+
+static int
+pack(struct image_writer *w)
+{
+	struct frame *f = w->frame;
+	bool zero = is_all_zero(f);
+	int err;
+
+	if (zero && w->zeroes.len > 0 && w->zeroes_level == w->level) {
+		f->packed = w->zeroes.data;
+		f->packed_len = w->zeroes.len;
+		return 0;
+	}
+	err = frame_pack(f, w->level);
+	if (err == 0 && zero) {
+		buf_fini(&w->zeroes);
+		buf_put(&w->zeroes, f->packed, f->packed_len);
+		w->zeroes_level = w->level;
+	}
+	return err < 0 || !w->zeroes.failed ? err : -ENOMEM;
+}
+
 static int
 flush(struct image_writer *w)
 {
 	int err = 0;
 
 	if (w->frame->raw_len > 0) {
-		err = frame_pack(w->frame, w->level);
+		err = pack(w);
 		if (err == 0)
 			err = emit(w, w->frame);
 		w->frame->raw_len = 0;
@@ -135,6 +166,7 @@ image_writer_free(struct image_writer *w)
 	archive_entry_free(w->entry);
 	digest_free(w->digest);
 	buf_fini(&w->seek_table);
+	buf_fini(&w->zeroes);
 	buf_fini(&w->index);
 	free(w->frame);
 	free(w);

@@ -90,6 +90,23 @@ write_full(int fd, const void *data, size_t len)
 	return 0;
 }
 
+int
+write_sparse(int fd, const void *data, size_t len)
+{
+	static const char zeroes[PAGE_BYTES];
+	const char *p = data;
+	int err = 0;
+
+	for (size_t n; err == 0 && len > 0; p += n, len -= n) {
+		n = min_u64(len, sizeof(zeroes));
+		if (memcmp(p, zeroes, n) != 0)
+			err = write_full(fd, p, n);
+		else if (lseek(fd, (off_t)n, SEEK_CUR) < 0)
+			err = -errno;
+	}
+	return err;
+}
+
 void
 write_status(int fd, const char *fmt, va_list ap)
 {

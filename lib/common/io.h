@@ -32,6 +32,12 @@ void io_leave_stdio(bool errors);
 /* Silent. Write all of it. Returns 0, or a negative errno. */
 int write_full(int fd, const void *data, size_t len);
 
+/*
+ * The same at the offset of a new regular file, where pages of zeroes become holes, which take no room; its size is set by ftruncate(2). Silent. Returns 0, or a
+ * negative errno.
+ */
+int write_sparse(int fd, const void *data, size_t len);
+
 /* Silent. A line for --status-fd; fd -1: nobody asked for it. A line that is too long is left out. */
 void write_status(int fd, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 
