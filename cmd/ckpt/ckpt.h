@@ -100,6 +100,7 @@ struct member {
 	struct member *parent; /* NULL: the first */
 	struct task *task;     /* in the model; NULL until all are stopped */
 	struct page_runs runs;
+	struct page_runs unwritten; /* of these, since the last round */
 	unsigned char *vdso; /* code pages, as they are in the process, where no other has the same */
 	struct lent_page page; /* of ours in it, if at is not 0 */
 	struct copy *copy;   /* its memory as it was is to be read there, while it runs on; NULL: in itself */
@@ -285,6 +286,8 @@ int every(struct ckpt *c);
 /* --- rounds.c */
 /* The tree runs: what is known of it, and its memory in rounds, as long as that helps. Then c->rounds is set, if anything could be sent so. Returns 0, or a negative errno, logged. */
 int rounds_send(struct ckpt *c, struct output *o);
+/* Is it known of what is at `at` and behind it? *end, the end of what is asked, becomes that of the part for which the answer holds. */
+bool rounds_knows(const struct ckpt *c, const struct member *who, taddr at, taddr *end);
 /* Of runs, pages of this one, those that have been sent as they are go to its task.earlier. Returns 0, or a negative errno. */
 int rounds_split(struct ckpt *c, struct member *who);
 /* Is what this one writes known? */

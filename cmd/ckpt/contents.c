@@ -78,9 +78,35 @@ add_own(int pagemap, taddr start, taddr end, bool *scan, struct page_runs *runs)
 	return pagemap_read(pagemap, start, end, pagemap_is_own, runs);
 }
 
+/*
+ * The same where it is known of some ranges what has been written since the last round: the kernel is asked once for both. What it cannot tell of one, as
+ * other mappings are there by now, counts as written.
+ */
+static int
+add_tracked(const struct ckpt *c, struct member *who, int pagemap, taddr start, taddr end, bool *scan)
+{
+	int err = 0;
+
+	for (taddr to; start < end && err == 0; start = to) {
+		struct page_runs own = {0}, clean = {0};
+
+		to = end;
+		err = *scan && rounds_knows(c, who, start, &to) ? pagemap_tracked(pagemap, start, to, &own, &clean) : -EPERM;
+		if (err == 0)
+			err = page_runs_join(&who->runs, &own);
+		if (err == 0)
+			err = page_runs_join(&who->unwritten, &clean);
+		if (err == -EPERM)
+			err = add_own(pagemap, start, to, scan, &who->runs);
+		page_runs_fini(&own);
+		page_runs_fini(&clean);
+	}
+	return err;
+}
+
 /* The same but for what is fetched later. */
 static int
-add_needed(struct member *who, int pagemap, const struct vma *v, bool *scan)
+add_needed(const struct ckpt *c, struct member *who, int pagemap, const struct vma *v, bool *scan)
 {
 	const struct task *t = who->task;
 	taddr at = v->start;
@@ -92,7 +118,7 @@ add_needed(struct member *who, int pagemap, const struct vma *v, bool *scan)
 		if (i < t->nlazy && t->lazy[i].end <= at)
 			continue;
 		if (end > at)
-			err = add_own(pagemap, at, end, scan, &who->runs);
+			err = add_tracked(c, who, pagemap, at, end, scan);
 		at = i < t->nlazy ? max_u64(at, t->lazy[i].end) : v->end;
 	}
 	return err;
@@ -189,7 +215,7 @@ collect_contents(struct ckpt *c, struct member *who)
 			err = add_guards(t, pagemap, v);
 		by_entries = false;
 		if (err == 0)
-			err = add_needed(who, pagemap, v, guarded ? &by_entries : &scan);
+			err = add_needed(c, who, pagemap, v, guarded ? &by_entries : &scan);
 	}
 	close(pagemap);
 	return err < 0 ? fail(-err, "pid %d: pagemap: %s", who->target.pid, strerror(-err)) : 0;

@@ -211,16 +211,6 @@ by_address(const void *a, const void *b)
 	return x->start < y->start ? -1 : x->start > y->start;
 }
 
-static int
-add_runs(struct page_runs *runs, const struct page_runs *more)
-{
-	int err = 0;
-
-	for (size_t i = 0; i < more->n && err == 0; i++)
-		err = page_runs_add(runs, more->run[i].addr, more->run[i].npages);
-	return err;
-}
-
 /* In the ranges from *i on, to the end or to one that is split. */
 static int
 scan_ranges(struct tracker *t, size_t *i, bool rearm, struct page_runs *runs)
@@ -232,7 +222,7 @@ scan_ranges(struct tracker *t, size_t *i, bool rearm, struct page_runs *runs)
 
 		err = pagemap_written(t->pagemap, t->ranges[*i].start, t->ranges[*i].end, rearm, &some);
 		if (err == 0)
-			err = add_runs(runs, &some);
+			err = page_runs_join(runs, &some);
 		page_runs_fini(&some);
 	}
 	return err;
@@ -479,29 +469,38 @@ intersect(const struct page_runs *a, const struct page_runs *b, struct page_runs
 	return err;
 }
 
+bool
+rounds_knows(const struct ckpt *c, const struct member *who, taddr at, taddr *end)
+{
+	const struct tracker *t = tracker_of(c, who);
+	size_t lo = 0, hi = t == NULL || t->broken ? 0 : t->nranges;
+
+	while (lo < hi) { /* the first that ends behind it */
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (t->ranges[mid].end <= at)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (t == NULL || t->broken || lo == t->nranges)
+		return false;
+	*end = min_u64(*end, t->ranges[lo].start > at ? t->ranges[lo].start : t->ranges[lo].end);
+	return t->ranges[lo].start <= at;
+}
+
 int
 rounds_split(struct ckpt *c, struct member *who)
 {
-	struct tracker *t = tracker_of(c, who);
-	struct page_runs clean = {0}, both = {0};
-	int pagemap, err = 0;
+	const struct tracker *t = tracker_of(c, who);
+	struct page_runs both = {0};
+	int err = 0;
 
 	if (t == NULL || t->broken || writes_past(c) != NULL)
 		return 0;
-	/* That of its memory now: it may be another program. */
-	pagemap = openat(who->target.proc, "pagemap", O_RDONLY | O_CLOEXEC);
-	if (pagemap < 0)
-		return -errno;
-	for (size_t i = 0; i < t->nranges && err == 0; i++) {
-		err = pagemap_unwritten(pagemap, t->ranges[i].start, t->ranges[i].end, &clean);
-		err = err == -EPERM ? 0 : err;
-	}
-	close(pagemap);
-	if (err == 0)
-		err = intersect(&who->runs, &clean, &both);
+	err = intersect(&who->runs, &who->unwritten, &both);
 	if (err == 0)
 		err = add_earlier(who, &both);
-	page_runs_fini(&clean);
 	page_runs_fini(&both);
 	return err;
 }

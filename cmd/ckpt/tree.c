@@ -300,6 +300,7 @@ tree_close(struct ckpt *c)
 
 		target_close(&who->target);
 		page_runs_fini(&who->runs);
+		page_runs_fini(&who->unwritten);
 		free(who->vdso);
 		free(who);
 	}

@@ -25,26 +25,36 @@ enum { SCAN_WP_MATCHING = 1 << 0, SCAN_CHECK_WPASYNC = 1 << 1 };
 /* Which pages of a process's own. */
 struct wanted {
 	uint64_t flags;   /* SCAN_* */
-	uint64_t written; /* PAGE_WRITTEN or 0: with `is`, those that are, or that are not */
-	bool is;
+	uint64_t written; /* PAGE_WRITTEN: only those; or 0 */
+	struct page_runs *unwritten; /* those that are not go there, too; or NULL */
 };
+
+static int
+add_region(const struct scan_region *r, const struct wanted *w, struct page_runs *runs)
+{
+	uint64_t n = (r->end - r->start) / PAGE_BYTES;
+	int err = page_runs_add(runs, r->start, n);
+
+	if (err == 0 && w->unwritten != NULL && !(r->categories & PAGE_WRITTEN))
+		err = page_runs_add(w->unwritten, r->start, n);
+	return err;
+}
 
 /* One call from arg->start on, up to max pages (0: any number). */
 static int
 scan_some(int pagemap, struct scan_arg *arg, taddr end, uint64_t max, const struct wanted *w, struct page_runs *runs)
 {
 	struct scan_region vec[512];
-	uint64_t inverted = PAGE_FILE | PAGE_PFNZERO | (w->is ? 0 : w->written);
 	int n;
 
 	*arg = (struct scan_arg){.size = sizeof(*arg), .flags = w->flags, .start = arg->start, .end = end, .vec = (uintptr_t)vec, .vec_len = ARRAY_LEN(vec), .max_pages = max,
-	    .category_inverted = inverted, .category_mask = PAGE_FILE | PAGE_PFNZERO | w->written,
-	    .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED, .return_mask = PAGE_PRESENT};
+	    .category_inverted = PAGE_FILE | PAGE_PFNZERO, .category_mask = PAGE_FILE | PAGE_PFNZERO | w->written,
+	    .category_anyof_mask = PAGE_PRESENT | PAGE_SWAPPED, .return_mask = w->unwritten != NULL ? PAGE_WRITTEN : PAGE_PRESENT};
 	n = ioctl(pagemap, PAGEMAP_SCAN_, arg);
 	if (n < 0)
 		return -errno;
 	for (int i = 0; i < n; i++)
-		if (page_runs_add(runs, vec[i].start, (vec[i].end - vec[i].start) / PAGE_BYTES) < 0)
+		if (add_region(&vec[i], w, runs) < 0)
 			return -ENOMEM;
 	return 0;
 }
@@ -75,13 +85,13 @@ pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs)
 int
 pagemap_written(int pagemap, taddr start, taddr end, bool rearm, struct page_runs *runs)
 {
-	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC | (rearm ? SCAN_WP_MATCHING : 0), PAGE_WRITTEN, true}, runs);
+	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC | (rearm ? SCAN_WP_MATCHING : 0), PAGE_WRITTEN, NULL}, runs);
 }
 
 int
-pagemap_unwritten(int pagemap, taddr start, taddr end, struct page_runs *runs)
+pagemap_tracked(int pagemap, taddr start, taddr end, struct page_runs *runs, struct page_runs *unwritten)
 {
-	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC, PAGE_WRITTEN, false}, runs);
+	return scan_all(pagemap, start, end, &(struct wanted){SCAN_CHECK_WPASYNC, 0, unwritten}, runs);
 }
 
 #define PM_PRESENT (1ULL << 63)

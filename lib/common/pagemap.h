@@ -11,11 +11,12 @@
 /* Pages of [start, end) that are the process's own. Silent: 0, -ENOTTY where the kernel cannot say so, or another negative errno. */
 int pagemap_scan(int pagemap, taddr start, taddr end, struct page_runs *runs);
 /*
- * The same where writes are tracked by userfaultfd (write-protection, asynchronous; 6.7): pages that have been written since the last time, which with rearm
- * begins now; those that have not been. -EPERM where the range is not tracked as a whole.
+ * Where writes are tracked by userfaultfd (write-protection, asynchronous; 6.7): pages that have been written since the last time, which with rearm begins
+ * now. -EPERM where the range is not tracked as a whole.
  */
 int pagemap_written(int pagemap, taddr start, taddr end, bool rearm, struct page_runs *runs);
-int pagemap_unwritten(int pagemap, taddr start, taddr end, struct page_runs *runs);
+/* All pages, and those of them that have not been written. */
+int pagemap_tracked(int pagemap, taddr start, taddr end, struct page_runs *runs, struct page_runs *unwritten);
 /* The same from the entries: pages for which want() holds. */
 int pagemap_read(int pagemap, taddr start, taddr end, bool (*want)(uint64_t), struct page_runs *runs);
 

@@ -45,6 +45,16 @@ page_cursor_take(struct page_cursor *at, const struct page_run *runs, size_t n, 
 	return nout;
 }
 
+int
+page_runs_join(struct page_runs *runs, const struct page_runs *more)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < more->n && err == 0; i++)
+		err = page_runs_add(runs, more->run[i].addr, more->run[i].npages);
+	return err;
+}
+
 void
 page_runs_fini(struct page_runs *runs)
 {

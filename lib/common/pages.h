@@ -23,6 +23,8 @@ struct page_runs {
 
 /* Append pages, joined to the last run where they continue it. Returns 0, or -ENOMEM. */
 int page_runs_add(struct page_runs *runs, taddr addr, uint64_t npages);
+/* The same for all of `more`, which begin where the runs end or behind it. */
+int page_runs_join(struct page_runs *runs, const struct page_runs *more);
 void page_runs_fini(struct page_runs *runs);
 
 /* Where one is in runs. */
