@@ -67,6 +67,7 @@ struct ckpt_options {
 	int64_t max_stop_ms;
 	struct external_rule *rules;
 	size_t nrules;
+	bool assume; /* what smaps says is asked before the stop, and proven after it */
 	int64_t stop_timeout_ms;
 };
 

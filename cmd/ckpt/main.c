@@ -156,17 +156,40 @@ collect_pages(struct ckpt *c)
 	return err;
 }
 
+/* What was assumed of mappings, to be seen in the copies now. Returns 0, -ERESTART, or another negative errno, logged. */
+static int
+prove_assumed(const struct ckpt *c)
+{
+	bool right = fault(FAULT_proven) == 0;
+
+	for (size_t i = 0; i < c->nmembers; i++) {
+		const struct target *t = &c->members[i]->target;
+		struct proc_maps copy = {0};
+		int err;
+
+		if (!t->assumed)
+			continue;
+		err = proc_read_maps(member_memory(c->members[i]).proc, true, &copy);
+		if (err < 0)
+			return fail(-err, "pid %d: mappings of its copy: %s", t->pid, strerror(-err));
+		right &= proc_maps_prove(&t->maps, &copy);
+		proc_maps_fini(&copy);
+	}
+	return right ? 0 : -ERESTART;
+}
+
 /* What is copied runs on while the copy is written, where that is possible. */
 static int
 take_snapshot(struct ckpt *c, const struct output *o)
 {
 	int err = snapshot_take(c);
 
-	if (err < 0 || !c->snapshot)
-		return err;
-	tree_thaw(c);
-	output_status(o, "runs %d", c->members[0]->target.pid);
-	return fault(FAULT_let_go);
+	if (err == 0 && c->snapshot) {
+		tree_thaw(c);
+		output_status(o, "runs %d", c->members[0]->target.pid);
+		err = fault(FAULT_let_go);
+	}
+	return err < 0 ? err : prove_assumed(c);
 }
 
 static int
@@ -226,8 +249,8 @@ take_image(struct ckpt *c, struct output *o)
 	return err;
 }
 
-int
-run_ckpt(struct ckpt *c)
+static int
+run_once(struct ckpt *c)
 {
 	struct output o = {.fd = -1, .status_fd = -1};
 	bool stays = c->opt.home != NULL || c->opt.pages != NULL;
@@ -260,12 +283,37 @@ run_ckpt(struct ckpt *c)
 	/* Kept only if the originals have ended. */
 	netlock_end(c->shared.netlock, NETLOCK_RELEASE);
 	c->shared.netlock = NULL;
-	output_status(&o, err == 0 ? "done" : "failed");
+	if (err != -ERESTART)
+		output_status(&o, err == 0 ? "done" : "failed");
 	home_close(c);
 	output_close(&o);
 	if (err == 0)
 		stats_print(c->opt.stats);
 	return err;
+}
+
+/* Nothing has been written, and they run. */
+static int
+run_once_more(struct ckpt *c)
+{
+	struct ckpt_options opt = c->opt;
+	int err;
+
+	debug(LOG_VERBOSE, "pid %d: what is asked of its mappings has changed just before the stop: it is stopped once more", c->opt.pid);
+	c->opt.rules = NULL; /* they go on */
+	ckpt_fini(c);
+	opt.assume = false;
+	*c = (struct ckpt){.opt = opt, .home_listener = -1, .home_report = -1};
+	err = tree_open(c, c->opt.pid);
+	return err < 0 ? err : run_once(c);
+}
+
+int
+run_ckpt(struct ckpt *c)
+{
+	int err = run_once(c);
+
+	return err == -ERESTART && c->opt.assume ? run_once_more(c) : err;
 }
 
 void

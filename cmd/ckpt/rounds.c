@@ -416,8 +416,11 @@ int
 rounds_send(struct ckpt *c, struct output *o)
 {
 	struct ckpt first = {.opt = c->opt, .home_listener = -1, .home_report = -1};
-	int err = tree_open(&first, c->opt.pid);
+	int err;
 
+	/* restart is to have a picture of it, that the end may correct. */
+	first.opt.assume = true;
+	err = tree_open(&first, c->opt.pid);
 	c->rounds = calloc(1, sizeof(*c->rounds));
 	if (c->rounds == NULL)
 		err = -ENOMEM;

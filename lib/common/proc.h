@@ -36,6 +36,13 @@ int proc_maps_parse(struct proc_maps *maps, char *text);
 void proc_maps_fini(struct proc_maps *maps);
 const struct proc_map *proc_maps_find(const struct proc_maps *maps, taddr addr);
 
+/*
+ * What only smaps tells, which takes long as it goes through all page tables: maps gets it from before, smaps of the same process a moment ago. 0, -ENOENT where a mapping was not
+ * there or is locked in memory, or -ENOMEM. Is it right? That smaps of a copy by fork(2) tells, made when maps was read.
+ */
+int proc_maps_assume(struct proc_maps *maps, const struct proc_maps *before);
+bool proc_maps_prove(const struct proc_maps *maps, const struct proc_maps *copy);
+
 #define PROC_NS_MAX 33
 struct proc_status {
 	char name[64];
@@ -48,7 +55,7 @@ struct proc_status {
 	int64_t *groups; /* owned */
 	size_t ngroups;
 	unsigned umask;
-	uint64_t rss_anon_kb, rss_shmem_kb, swap_kb;
+	uint64_t rss_anon_kb, rss_shmem_kb, swap_kb, locked_kb;
 	uint64_t sigpnd, shdpnd, sigblk, sigign, sigcgt;
 	uint64_t cap_inh, cap_prm, cap_eff, cap_bnd, cap_amb;
 	unsigned no_new_privs, seccomp, seccomp_filters;

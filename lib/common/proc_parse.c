@@ -193,6 +193,7 @@ proc_status_parse(struct proc_status *st, const char *text)
 	st->rss_anon_kb = number_of(text, "RssAnon", 10);
 	st->rss_shmem_kb = number_of(text, "RssShmem", 10);
 	st->swap_kb = number_of(text, "VmSwap", 10);
+	st->locked_kb = number_of(text, "VmLck", 10);
 	st->sigpnd = number_of(text, "SigPnd", 16);
 	st->shdpnd = number_of(text, "ShdPnd", 16);
 	st->sigblk = number_of(text, "SigBlk", 16);

@@ -283,7 +283,7 @@ leader_first(const void *a, const void *b)
 }
 
 void
-target_look_ahead(struct target *t)
+target_look_ahead(struct target *t, bool flags)
 {
 	struct proc_maps maps = {0};
 	int mem = openat(t->proc, "mem", O_RDONLY | O_CLOEXEC);
@@ -292,6 +292,8 @@ target_look_ahead(struct target *t)
 		tracee_find_gadgets(mem, &maps, &t->gadget, &t->restorer);
 	proc_maps_fini(&maps);
 	close_fd(&mem);
+	if (flags)
+		proc_read_maps(t->proc, true, &t->ahead);
 }
 
 static bool
@@ -304,11 +306,30 @@ is_at(const struct target *t, taddr at, const unsigned char *bytes, size_t n)
 	    mem_read(t->mem, at, there, n) == 0 && memcmp(there, bytes, n) == 0;
 }
 
+/* With their flags. Which of them are locked a copy cannot tell. */
+static int
+read_maps(struct target *t)
+{
+	struct proc_status st = {0};
+	int err = t->ahead.n > 0 ? proc_read_status(t->proc, &st) : -ENOENT;
+
+	if (err == 0)
+		err = st.locked_kb > 0 ? -ENOENT : proc_read_maps(t->proc, false, &t->maps);
+	if (err == 0)
+		err = proc_maps_assume(&t->maps, &t->ahead);
+	t->assumed = err == 0;
+	proc_status_fini(&st);
+	if (err == 0)
+		return 0;
+	proc_maps_fini(&t->maps);
+	return proc_read_maps(t->proc, true, &t->maps);
+}
+
 /* When they are stopped: where they stand, and what calls in them need. */
 static int
 prepare(struct target *t, int64_t deadline, bool eintr)
 {
-	int err = proc_read_maps(t->proc, true, &t->maps);
+	int err = read_maps(t);
 
 	if (err < 0)
 		return fail(-err, "pid %d: its mappings cannot be read: %s", t->pid, strerror(-err));
@@ -498,6 +519,7 @@ void
 target_close(struct target *t)
 {
 	target_detach(t);
+	proc_maps_fini(&t->ahead);
 	proc_maps_fini(&t->maps);
 	proc_status_fini(&t->status);
 	close_fd(&t->mem);

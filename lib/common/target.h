@@ -14,6 +14,8 @@ struct target {
 	struct tracee *threads; /* the leader first */
 	size_t nthreads;
 	struct proc_maps maps;
+	struct proc_maps ahead; /* a moment before it was stopped, with their flags */
+	bool assumed;           /* the flags in maps are from there: proc_maps_prove() */
 	struct proc_status status;
 	struct proc_stat stat;
 	taddr gadget, restorer;
@@ -27,8 +29,11 @@ struct target {
 
 /* Returns 0, or a negative errno, logged; ESRCH, EPERM, EBUSY tell which exit status. */
 int target_open(struct target *t, pid_t pid);
-/* What calls in it will need is looked for while it still runs, as there is a lot to look through. */
-void target_look_ahead(struct target *t);
+/*
+ * What calls in it will need is looked for while it still runs, as there is a lot to look through. flags: those of its mappings, too, for a caller who is
+ * going to prove them.
+ */
+void target_look_ahead(struct target *t, bool flags);
 /*
  * Stop every thread. On failure everything runs again. Where it is asked, its threads stand in a handler, and what is done to others by ptrace(2) is
  * done by what they execute: target_borrow() and so on do nothing, scripts run as ever.

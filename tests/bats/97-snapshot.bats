@@ -58,6 +58,53 @@ image_is_right() {
 	nobody_else writer "$tree"
 }
 
+@test "what was asked of its mappings before the stop is proven, or asked once more" {
+	start_writer 16
+	ckpt -v -c -F proven:fail -p "$PID" -o image 2>ckpt.err
+	grep -q "it is stopped once more" ckpt.err
+	image_is_right image
+	check_victim "$PID"
+	nobody_else writer "$PID "
+	ckpt -v -c -F proven:fail -p "$PID" 2>ckpt.err | cat >image
+	grep -q "it is stopped once more" ckpt.err
+	image_is_right image
+	kill -KILL "$PID"
+	rm out
+	start python3 -c '
+import mmap, sys
+page = mmap.PAGESIZE
+def fill(m):
+    for i in range(16): m[i * page:(i + 1) * page] = bytes([i + 1]) * page
+def area():
+    m = mmap.mmap(-1, 16 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    fill(m)
+    return m
+a, b, turn = area(), area(), 0
+while True:
+    turn += 1
+    a.madvise(mmap.MADV_DONTFORK if turn % 2 else mmap.MADV_DOFORK)
+    if turn % 7 == 0: a.close(); a = area()
+    if turn % 5 == 0: b.madvise(mmap.MADV_DONTFORK, 0, 4 * page); b.madvise(mmap.MADV_DOFORK)
+    for m in a, b:
+        for i in range(16):
+            if m[i * page:(i + 1) * page] != bytes([i + 1]) * page: print("wrong", i, flush=True); sys.exit(1)
+    if turn % 50 == 0: print("right", turn, flush=True)
+'
+	await out right 20
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		ckpt -v -c -p "$PID" -o image 2>>ckpt.err
+		run ! grep -q "stands still until" ckpt.err
+		kill -STOP "$PID"
+		before=$(wc -l <out)
+		restart_as_new image
+		until_true '[ "$(wc -l <out)" -gt '$((before + 2))' ]'
+		run ! grep wrong out
+		kill -KILL "$NEW"
+		until_true "gone $NEW"
+		kill -CONT "$PID"
+	done
+}
+
 @test "it is not to be seen: mappings, files, children, masks are as they were, and nothing can be waited for" {
 	start python3 -c '
 import os, signal, time

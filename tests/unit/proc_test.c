@@ -1,4 +1,6 @@
 /* Parsers of proc(5): lines as kernels write them. */
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -29,6 +31,62 @@ test_maps(void)
 	char empty[] = "";
 	ok(proc_maps_parse(&m, empty) == 0 && m.n == 0, "nothing");
 	proc_maps_fini(&m);
+}
+
+/* Four mappings: a program, a heap, memory that is not given to children, a page of the kernel's. */
+static void
+parse_four(struct proc_maps *m, const char *heap_end, const char *heap, const char *apart)
+{
+	char text[1024];
+
+	snprintf(text, sizeof(text),
+	    "1000-3000 r-xp 00000000 fe:00 7 /bin/x\nVmFlags: rd ex mr mw me \n"
+	    "5000-%s rw-p 00000000 00:00 0 [heap]\nVmFlags: %s \n"
+	    "%s"
+	    "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\nVmFlags: ex \n",
+	    heap_end, heap, apart);
+	proc_maps_parse(m, text);
+}
+
+#define APART "a000-b000 rw-p 00000000 00:00 0 \nVmFlags: rd wr mr mw me dc ac \n"
+
+static void
+test_assume(void)
+{
+	struct proc_maps now, before, copy;
+	char fresh[] = "1000-3000 r-xp 00000000 fe:00 7 /bin/x\n5000-8000 rw-p 00000000 00:00 0 [heap]\na000-b000 rw-p 00000000 00:00 0 \n"
+		       "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
+	char other[] = "1000-3000 r-xp 00000000 fe:00 8 /bin/y\n";
+
+	parse_four(&before, "7000", "rd wr mr mw me ac sd", APART);
+	proc_maps_parse(&now, fresh);
+	ok(proc_maps_assume(&now, &before) == 0 && strcmp(now.map[1].flags, "rd wr mr mw me ac sd") == 0, "one that has grown has the flags that it had");
+	parse_four(&copy, "8000", "rd wr mr mw me ac", "");
+	ok(proc_maps_prove(&now, &copy), "soft-dirty is of no matter, and what is not given to children is not there");
+	proc_maps_fini(&copy);
+	parse_four(&copy, "8000", "rd wr mr mw me ac wf", "");
+	ok(!proc_maps_prove(&now, &copy), "one that it has got since");
+	proc_maps_fini(&copy);
+	parse_four(&copy, "8000", "rd wr mr mw me", "");
+	ok(!proc_maps_prove(&now, &copy), "one that it has lost since");
+	proc_maps_fini(&copy);
+	parse_four(&copy, "8000", "rd wr mr mw me ac", APART);
+	ok(proc_maps_prove(&now, &copy), "that of a process itself");
+	proc_maps_fini(&copy);
+	parse_four(&copy, "8000", "rd wr mr mw me ac", "a000-b000 rw-p 00000000 00:00 0 \nVmFlags: rd wr mr mw me ac \n");
+	ok(!proc_maps_prove(&now, &copy), "it is given to children now");
+	proc_maps_fini(&copy);
+	proc_maps_fini(&now);
+	proc_maps_parse(&now, other);
+	ok(proc_maps_assume(&now, &before) == -ENOENT, "another file");
+	proc_maps_fini(&now);
+	proc_maps_fini(&before);
+	parse_four(&before, "8000", "rd wr mr mw me lo ac", APART);
+	char again[] = "5000-8000 rw-p 00000000 00:00 0 [heap]\n";
+	proc_maps_parse(&now, again);
+	ok(proc_maps_assume(&now, &before) == -ENOENT, "locked memory");
+	proc_maps_fini(&now);
+	proc_maps_fini(&before);
 }
 
 static void
@@ -98,6 +156,7 @@ int
 main(void)
 {
 	test_maps();
+	test_assume();
 	test_stat();
 	test_status();
 	test_rest();
