@@ -303,8 +303,7 @@ arguments(int argc, char **argv, struct ckpt_options *o)
 		check_options(o);
 	if (o->every_ms > 0)
 		o->after = AFTER_COPY;
-	/* Proven by copies, and asked once more where that does not succeed: the output is not to have begun. */
-	o->assume = o->after == AFTER_COPY && o->to == NULL;
+	o->assume = o->after == AFTER_COPY;
 	if (o->max_stop_ms < 0)
 		o->max_stop_ms = DEFAULT_MAX_STOP_MS;
 	return action;

@@ -284,6 +284,14 @@ int merge(const struct ckpt_options *opt);
 /* --- every.c: c->opt.output has %n; returns when the process has ended */
 int every(struct ckpt *c);
 
+/* --- assume.c */
+/* Before the stop: with opt.assume, flags of mappings. */
+void assume_ahead(struct ckpt *c);
+/* What was assumed is so in the copies. */
+bool assume_right(const struct ckpt *c);
+/* Nothing of this image has been written: all of it once more, from before the stop. */
+int start_over(struct ckpt *c);
+
 /* --- rounds.c */
 /* The tree runs: what is known of it, and its memory in rounds, as long as that helps. Then c->rounds is set, if anything could be sent so. Returns 0, or a negative errno, logged. */
 int rounds_send(struct ckpt *c, struct output *o);

@@ -156,28 +156,6 @@ collect_pages(struct ckpt *c)
 	return err;
 }
 
-/* What was assumed of mappings, to be seen in the copies now. Returns 0, -ERESTART, or another negative errno, logged. */
-static int
-prove_assumed(const struct ckpt *c)
-{
-	bool right = fault(FAULT_proven) == 0;
-
-	for (size_t i = 0; i < c->nmembers; i++) {
-		const struct target *t = &c->members[i]->target;
-		struct proc_maps copy = {0};
-		int err;
-
-		if (!t->assumed)
-			continue;
-		err = proc_read_maps(member_memory(c->members[i]).proc, true, &copy);
-		if (err < 0)
-			return fail(-err, "pid %d: mappings of its copy: %s", t->pid, strerror(-err));
-		right &= proc_maps_prove(&t->maps, &copy);
-		proc_maps_fini(&copy);
-	}
-	return right ? 0 : -ERESTART;
-}
-
 /* What is copied runs on while the copy is written, where that is possible. */
 static int
 take_snapshot(struct ckpt *c, const struct output *o)
@@ -189,7 +167,7 @@ take_snapshot(struct ckpt *c, const struct output *o)
 		output_status(o, "runs %d", c->members[0]->target.pid);
 		err = fault(FAULT_let_go);
 	}
-	return err < 0 ? err : prove_assumed(c);
+	return err < 0 || !c->opt.assume || assume_right(c) ? err : -ERESTART;
 }
 
 static int
@@ -250,7 +228,15 @@ take_image(struct ckpt *c, struct output *o)
 }
 
 static int
-run_once(struct ckpt *c)
+stop_and_take(struct ckpt *c, struct output *o)
+{
+	int err = tree_freeze(c);
+
+	return err < 0 ? err : take_image(c, o);
+}
+
+int
+run_ckpt(struct ckpt *c)
 {
 	struct output o = {.fd = -1, .status_fd = -1};
 	bool stays = c->opt.home != NULL || c->opt.pages != NULL;
@@ -274,46 +260,26 @@ run_once(struct ckpt *c)
 		err = put_ack(&o);
 	if (err == 0 && c->opt.rounds > 0)
 		err = rounds_send(c, &o);
+	if (err == 0)
+		assume_ahead(c);
 	stats_lap(STAT_rounds);
 	if (err == 0)
-		err = tree_freeze(c);
-	if (err == 0)
-		err = take_image(c, &o);
+		err = stop_and_take(c, &o);
+	if (err == -ERESTART) {
+		err = start_over(c);
+		if (err == 0)
+			err = stop_and_take(c, &o);
+	}
 	rounds_end(c);
 	/* Kept only if the originals have ended. */
 	netlock_end(c->shared.netlock, NETLOCK_RELEASE);
 	c->shared.netlock = NULL;
-	if (err != -ERESTART)
-		output_status(&o, err == 0 ? "done" : "failed");
+	output_status(&o, err == 0 ? "done" : "failed");
 	home_close(c);
 	output_close(&o);
 	if (err == 0)
 		stats_print(c->opt.stats);
 	return err;
-}
-
-/* Nothing has been written, and they run. */
-static int
-run_once_more(struct ckpt *c)
-{
-	struct ckpt_options opt = c->opt;
-	int err;
-
-	debug(LOG_VERBOSE, "pid %d: what is asked of its mappings has changed just before the stop: it is stopped once more", c->opt.pid);
-	c->opt.rules = NULL; /* they go on */
-	ckpt_fini(c);
-	opt.assume = false;
-	*c = (struct ckpt){.opt = opt, .home_listener = -1, .home_report = -1};
-	err = tree_open(c, c->opt.pid);
-	return err < 0 ? err : run_once(c);
-}
-
-int
-run_ckpt(struct ckpt *c)
-{
-	int err = run_once(c);
-
-	return err == -ERESTART && c->opt.assume ? run_once_more(c) : err;
 }
 
 void

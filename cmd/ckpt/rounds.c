@@ -88,19 +88,27 @@ unprotect(struct tracker *t, taddr start, taddr end)
 	return err;
 }
 
-/* From now on [start, end) is tracked, if it is registered: all of it counts as written. Older kernels leave marks on what mremap(2) moved. */
 static int
 add_range(struct tracker *t, taddr start, taddr end)
 {
-	struct page_range *r;
+	struct page_range *r = ARRAY_ADD(t->ranges, t->nranges);
 
-	if (unprotect(t, start, end) < 0)
-		return 0;
-	r = ARRAY_ADD(t->ranges, t->nranges);
 	if (r == NULL)
 		return -ENOMEM;
 	*r = (struct page_range){start, end};
 	return 0;
+}
+
+/* Before the first round: older kernels leave marks on what mremap(2) moved. What is not there any more is not tracked. */
+static void
+unprotect_all(struct tracker *t)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < t->nranges; i++)
+		if (unprotect(t, t->ranges[i].start, t->ranges[i].end) == 0)
+			t->ranges[n++] = t->ranges[i];
+	t->nranges = n;
 }
 
 /*
@@ -196,7 +204,8 @@ split_range(struct tracker *t, size_t i)
 	for (size_t k = 0; err == 0 && k < maps.n; k++) {
 		taddr start = max_u64(old.start, maps.map[k].start), end = min_u64(old.end, maps.map[k].end);
 
-		if (start < end)
+		/* If it is registered. */
+		if (start < end && unprotect(t, start, end) == 0)
 			err = add_range(t, start, end);
 	}
 	proc_maps_fini(&maps);
@@ -402,6 +411,8 @@ send_all(struct ckpt *c, struct ckpt *first, struct output *o, struct rounds *r)
 		note("pid %d: its memory is sent at once, while it stands still: %s", c->opt.pid, why);
 		return 0;
 	}
+	for (size_t i = 0; i < r->n; i++)
+		unprotect_all(&r->trackers[i]);
 	r->writer = image_writer_new(output_write, o, c->opt.level);
 	first->model.header.rounds = true;
 	err = r->writer == NULL ? fail(ENOMEM, "out of memory") : add_feature(first, "rounds");
@@ -416,11 +427,12 @@ int
 rounds_send(struct ckpt *c, struct output *o)
 {
 	struct ckpt first = {.opt = c->opt, .home_listener = -1, .home_report = -1};
-	int err;
+	int err = tree_open(&first, c->opt.pid);
 
-	/* restart is to have a picture of it, that the end may correct. */
+	/* restart is to have a picture of it, which the end may correct. */
 	first.opt.assume = true;
-	err = tree_open(&first, c->opt.pid);
+	if (err == 0)
+		assume_ahead(&first);
 	c->rounds = calloc(1, sizeof(*c->rounds));
 	if (c->rounds == NULL)
 		err = -ENOMEM;

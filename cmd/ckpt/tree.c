@@ -82,7 +82,7 @@ tree_open(struct ckpt *c, pid_t pid)
 	int err = who == NULL ? -ENOMEM : open_target(c, who, pid);
 
 	if (err == 0) {
-		target_look_ahead(&who->target, c->opt.assume);
+		target_look_ahead(&who->target, false);
 		space_look_ahead(&who->target);
 	}
 	return err;

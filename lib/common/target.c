@@ -292,6 +292,7 @@ target_look_ahead(struct target *t, bool flags)
 		tracee_find_gadgets(mem, &maps, &t->gadget, &t->restorer);
 	proc_maps_fini(&maps);
 	close_fd(&mem);
+	proc_maps_fini(&t->ahead);
 	if (flags)
 		proc_read_maps(t->proc, true, &t->ahead);
 }
