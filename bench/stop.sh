@@ -4,6 +4,7 @@
 #
 # fork: a bare fork(2) of the process by itself, in the same round; ckpt -c stops it for that and what is asked of it. ratio: of the two.
 # move, rounds: how long it stands still on a move through a pipe to a restart on this machine, at once and with --rounds auto: idle, and writing to a tenth of its memory all the time.
+#   stopped: as ckpt sees it, all stops together, up to the decision; gap: the longest time for which the process itself could not look at the clock.
 # text: 1 GiB of text, whose image at level 1 is measured beside zstd -1 -T2 of the same bytes.
 set -eu
 build=$(cd "$1" && pwd)
@@ -51,6 +52,13 @@ copies() { # MIB KIND
 	for what in fork stopped ratio; do row $what.t "$1" "$2" -c $what; done
 }
 
+# Of the lines behind the first $seen.
+longest_gap() {
+	until [ "$(wc -l <out)" -gt "$seen" ]; do sleep 0.01; done
+	sleep 0.1
+	tail -n +$((seen + 1)) out | sort -k 2 -n | awk '{ ms = $2 } END { print ms }'
+}
+
 moves() { # MIB NAME ARGUMENTS of limit
 	local mib=$1 name=$2 how
 	shift 2
@@ -58,13 +66,18 @@ moves() { # MIB NAME ARGUMENTS of limit
 	for _ in $(seq "$rounds"); do
 		for how in move rounds; do
 			if [ $how = rounds ]; then set -- --rounds auto; else set --; fi
+			seen=$(wc -l <out)
 			ckpt -q "$@" -z 1 --stats=json -p "$pid" 2>stats | restart -q -d - >new
 			pid=$(cat new)
 			json stopped_ms >>$how.t
+			[ "$name" != idle ] || longest_gap >>$how-gap.t
 		done
 	done
 	over
-	for how in move rounds; do row $how.t "$mib" "$name" $how stopped; done
+	for how in move rounds; do
+		row $how.t "$mib" "$name" $how stopped
+		[ ! -e $how-gap.t ] || row $how-gap.t "$mib" "$name" $how gap
+	done
 }
 
 text() {
@@ -87,7 +100,7 @@ text() {
 		copies "$mib" text
 		copies "$mib" text-huge
 	done
-	moves 1024 idle hold 1024 text
+	moves 1024 idle gap 1024 text
 	moves 1024 writing write 1024 10
 	text
 } >"$here/stop.tsv"
