@@ -16,6 +16,7 @@ struct waiting {
 	bool accounted;
 	bool gone;              /* not mapped any more there */
 	uint64_t *came;         /* a bit for each page that came, and is not known to be right in the end */
+	uint64_t lowest, highest; /* there are none but in [lowest, highest), in pages */
 };
 
 struct earlier {

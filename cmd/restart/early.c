@@ -45,8 +45,15 @@ mark(struct waiting *w, taddr start, taddr end, bool on)
 
 	start = max_u64(start, w->start);
 	end = min_u64(end, w->end);
-	to = start < end ? (end - w->start) / PAGE_BYTES : 0;
-	for (uint64_t page = (start - w->start) / PAGE_BYTES; page < to;) {
+	if (start >= end)
+		return;
+	to = (end - w->start) / PAGE_BYTES;
+	if (on) {
+		w->lowest = min_u64(w->lowest, (start - w->start) / PAGE_BYTES);
+		w->highest = max_u64(w->highest, to);
+	}
+	to = min_u64(to, w->highest);
+	for (uint64_t page = max_u64(w->lowest, (start - w->start) / PAGE_BYTES); page < to;) {
 		uint64_t *word = &w->came[page / WORD_BITS], bit = 1ULL << page % WORD_BITS;
 
 		if (page % WORD_BITS == 0 && to - page >= WORD_BITS) {
@@ -63,8 +70,9 @@ mark(struct waiting *w, taddr start, taddr end, bool on)
 static bool
 next_run(const struct waiting *w, uint64_t *at, uint64_t *end)
 {
-	uint64_t n = (w->end - w->start) / PAGE_BYTES;
+	uint64_t n = w->highest;
 
+	*at = max_u64(*at, w->lowest);
 	while (*at < n && !(w->came[*at / WORD_BITS] >> *at % WORD_BITS & 1))
 		*at += *at % WORD_BITS == 0 && w->came[*at / WORD_BITS] == 0 ? WORD_BITS : 1;
 	if (*at >= n)
@@ -140,6 +148,7 @@ map_there(struct restart *r, struct built *b)
 			k++;
 		if (!can_wait_there(&t->vmas[k]))
 			continue;
+		w->lowest = UINT64_MAX;
 		w->came = calloc((w->end - w->start) / PAGE_BYTES / WORD_BITS + 1, sizeof(*w->came));
 		if (w->came == NULL) {
 			script_fini(&s);
@@ -153,6 +162,7 @@ map_there(struct restart *r, struct built *b)
 void
 early_begin(struct restart *r)
 {
+	struct earlier *e = r->earlier;
 	int err = 0;
 
 	/* Those that answer for themselves may be built otherwise. */
@@ -178,6 +188,10 @@ early_begin(struct restart *r)
 		return;
 	debug(LOG_VERBOSE, "the first process cannot be made yet: its memory waits here");
 	first_drop_early(r);
+	for (size_t i = 0; i < e->n; i++) {
+		free(e->waiting[i].came);
+		e->waiting[i].came = NULL;
+	}
 }
 
 /* --- what becomes of it */

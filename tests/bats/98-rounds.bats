@@ -134,6 +134,17 @@ os.execv(sys.argv[1], sys.argv[1:])
 	grep -q "it is another program" restart.err
 }
 
+@test "its program comes behind the rounds: until then its memory waits" {
+	cp "$(command -v writer)" program
+	VICTIM=./program start_victim 8
+	rm program
+	ckpt --rounds 3 -p "$PID" 2>ckpt.err | restart -v -d - 2>restart.err >new
+	grep -q "cannot be made yet: its memory waits here" restart.err
+	PID=$(cat new)
+	echo "$PID" >>pids
+	check_victim "$PID"
+}
+
 @test "what cannot be tracked is sent at once, and that is said" {
 	start_writer 8
 	PMS_WITHOUT=wp_async ckpt --rounds auto -p "$PID" 2>ckpt.err | restart -d - 2>restart.err >new
