@@ -1,7 +1,8 @@
 /*
- * await FILE STRING [SECONDS [COUNT]]: wait until FILE has a line that contains STRING (COUNT
- * of them), by inotify(7). Exit status 0, or 1 when the time is over.
+ * await FILE STRING [SECONDS [COUNT]]: wait until FILE is there and has a line that contains
+ * STRING (COUNT of them), by inotify(7). Exit status 0, or 1 when the time is over.
  */
+#include <libgen.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,15 +32,17 @@ main(int argc, char **argv)
 {
 	int fd = inotify_init1(0), want;
 	time_t end;
-	char events[4096];
+	char events[4096], *dir;
 
 	if (argc < 3)
 		return 2;
 	end = time(NULL) + (argc > 3 ? atoi(argv[3]) : 30);
 	want = argc > 4 ? atoi(argv[4]) : 1;
-	if (inotify_add_watch(fd, argv[1], IN_MODIFY) < 0)
+	if ((dir = strdup(argv[1])) == NULL ||
+	    inotify_add_watch(fd, dirname(dir), IN_CREATE | IN_MOVED_TO) < 0)
 		return 2;
-	while (count(argv[1], argv[2]) < want) {
+	free(dir);
+	while (inotify_add_watch(fd, argv[1], IN_MODIFY) < 0 || count(argv[1], argv[2]) < want) {
 		struct pollfd p = {fd, POLLIN, 0};
 		time_t left = end - time(NULL);
 
