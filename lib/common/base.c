@@ -58,10 +58,14 @@ hex_digit(char c)
 bool
 hex_decode(void *data, size_t len, const char *text)
 {
+	return strlen(text) == 2 * len && hex_decode_some(data, len, text);
+}
+
+bool
+hex_decode_some(void *data, size_t len, const char *text)
+{
 	unsigned char *p = data;
 
-	if (strlen(text) != 2 * len)
-		return false;
 	for (size_t i = 0; i < len; i++) {
 		int hi = hex_digit(text[2 * i]), lo = hex_digit(text[2 * i + 1]);
 

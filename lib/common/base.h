@@ -77,6 +77,8 @@ void hex_encode(char *text, const void *data, size_t len);
 
 /* Reads exactly 2 * len hex digits. Returns false at anything else. */
 bool hex_decode(void *data, size_t len, const char *text);
+/* The same of a longer text, its beginning. */
+bool hex_decode_some(void *data, size_t len, const char *text);
 
 /*
  * Names of files are bytes, strings in an image are UTF-8: '%', control characters and what

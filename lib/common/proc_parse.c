@@ -125,19 +125,38 @@ value_of(const char *text, const char *key)
 	return NULL;
 }
 
-static uint64_t
-number_of(const char *text, const char *key, int base)
+/* Lines that are asked for in the order in which the kernel has them, mostly. */
+struct lines {
+	const char *text, *at;
+};
+
+static const char *
+find_value(struct lines *l, const char *key)
 {
-	const char *v = value_of(text, key);
+	const char *v = value_of(l->at, key);
+
+	if (v == NULL)
+		v = value_of(l->text, key);
+	if (v == NULL)
+		return NULL;
+	l->at = v + strcspn(v, "\n");
+	l->at += *l->at != '\0';
+	return v;
+}
+
+static uint64_t
+number_of(struct lines *l, const char *key, int base)
+{
+	const char *v = find_value(l, key);
 
 	return v == NULL ? 0 : strtoull(v, NULL, base);
 }
 
 /* Numbers up to the end of the line. Returns how many. */
 static int
-numbers_of(const char *text, const char *key, int64_t *out, int max)
+numbers_of(struct lines *l, const char *key, int64_t *out, int max)
 {
-	const char *v = value_of(text, key);
+	const char *v = find_value(l, key);
 	int n = 0;
 
 	while (v != NULL && n < max) {
@@ -153,60 +172,80 @@ numbers_of(const char *text, const char *key, int64_t *out, int max)
 }
 
 static int
-pids_of(const char *text, const char *key, pid_t *out)
+pids_of(struct lines *l, const char *key, pid_t *out)
 {
 	int64_t v[PROC_NS_MAX];
-	int n = numbers_of(text, key, v, PROC_NS_MAX);
+	int n = numbers_of(l, key, v, PROC_NS_MAX);
 
 	for (int i = 0; i < n; i++)
 		out[i] = (pid_t)v[i];
 	return n;
 }
 
-enum { GROUPS_MAX = 65536 };
+static int
+groups_of(struct lines *l, struct proc_status *st)
+{
+	const char *v = find_value(l, "Groups");
+	size_t max = v == NULL ? 0 : strcspn(v, "\n") / 2 + 1; /* a digit and a blank each */
+
+	st->groups = calloc(max + 1, sizeof(*st->groups));
+	if (st->groups == NULL)
+		return -ENOMEM;
+	st->ngroups = (size_t)numbers_of(l, "Groups", st->groups, (int)max);
+	return 0;
+}
+
+static void
+signals_of(struct lines *l, struct proc_status *st)
+{
+	st->sigpnd = number_of(l, "SigPnd", 16);
+	st->shdpnd = number_of(l, "ShdPnd", 16);
+	st->sigblk = number_of(l, "SigBlk", 16);
+	st->sigign = number_of(l, "SigIgn", 16);
+	st->sigcgt = number_of(l, "SigCgt", 16);
+}
 
 int
 proc_status_parse(struct proc_status *st, const char *text)
 {
-	const char *name = value_of(text, "Name"), *state = value_of(text, "State");
+	struct lines lines = {text, text}, *l = &lines;
+	const char *name = find_value(l, "Name"), *state;
 
 	memset(st, 0, sizeof(*st));
+	st->umask = (unsigned)number_of(l, "Umask", 8);
+	state = find_value(l, "State");
 	if (name == NULL || state == NULL)
 		return -EBADMSG;
 	snprintf(st->name, sizeof(st->name), "%.*s", (int)strcspn(name, "\n"), name);
 	st->state = *state;
-	st->tgid = (pid_t)number_of(text, "Tgid", 10);
-	st->ppid = (pid_t)number_of(text, "PPid", 10);
-	st->threads = (int)number_of(text, "Threads", 10);
-	st->tracer = (pid_t)number_of(text, "TracerPid", 10);
-	st->levels = pids_of(text, "NSpid", st->nspid);
-	pids_of(text, "NSpgid", st->nspgid);
-	pids_of(text, "NSsid", st->nssid);
-	if (numbers_of(text, "Uid", st->uid, 4) != 4 || numbers_of(text, "Gid", st->gid, 4) != 4 ||
-	    st->levels < 1)
+	st->tgid = (pid_t)number_of(l, "Tgid", 10);
+	st->ppid = (pid_t)number_of(l, "PPid", 10);
+	st->tracer = (pid_t)number_of(l, "TracerPid", 10);
+	if (numbers_of(l, "Uid", st->uid, 4) != 4 || numbers_of(l, "Gid", st->gid, 4) != 4)
 		return -EBADMSG;
-	st->groups = calloc(GROUPS_MAX, sizeof(*st->groups));
-	if (st->groups == NULL)
+	if (groups_of(l, st) < 0)
 		return -ENOMEM;
-	st->ngroups = (size_t)numbers_of(text, "Groups", st->groups, GROUPS_MAX);
-	st->umask = (unsigned)number_of(text, "Umask", 8);
-	st->rss_anon_kb = number_of(text, "RssAnon", 10);
-	st->rss_shmem_kb = number_of(text, "RssShmem", 10);
-	st->swap_kb = number_of(text, "VmSwap", 10);
-	st->locked_kb = number_of(text, "VmLck", 10);
-	st->sigpnd = number_of(text, "SigPnd", 16);
-	st->shdpnd = number_of(text, "ShdPnd", 16);
-	st->sigblk = number_of(text, "SigBlk", 16);
-	st->sigign = number_of(text, "SigIgn", 16);
-	st->sigcgt = number_of(text, "SigCgt", 16);
-	st->cap_inh = number_of(text, "CapInh", 16);
-	st->cap_prm = number_of(text, "CapPrm", 16);
-	st->cap_eff = number_of(text, "CapEff", 16);
-	st->cap_bnd = number_of(text, "CapBnd", 16);
-	st->cap_amb = number_of(text, "CapAmb", 16);
-	st->no_new_privs = (unsigned)number_of(text, "NoNewPrivs", 10);
-	st->seccomp = (unsigned)number_of(text, "Seccomp", 10);
-	st->seccomp_filters = (unsigned)number_of(text, "Seccomp_filters", 10);
+	st->levels = pids_of(l, "NSpid", st->nspid);
+	if (st->levels < 1) {
+		proc_status_fini(st);
+		return -EBADMSG;
+	}
+	pids_of(l, "NSpgid", st->nspgid);
+	pids_of(l, "NSsid", st->nssid);
+	st->locked_kb = number_of(l, "VmLck", 10);
+	st->rss_anon_kb = number_of(l, "RssAnon", 10);
+	st->rss_shmem_kb = number_of(l, "RssShmem", 10);
+	st->swap_kb = number_of(l, "VmSwap", 10);
+	st->threads = (int)number_of(l, "Threads", 10);
+	signals_of(l, st);
+	st->cap_inh = number_of(l, "CapInh", 16);
+	st->cap_prm = number_of(l, "CapPrm", 16);
+	st->cap_eff = number_of(l, "CapEff", 16);
+	st->cap_bnd = number_of(l, "CapBnd", 16);
+	st->cap_amb = number_of(l, "CapAmb", 16);
+	st->no_new_privs = (unsigned)number_of(l, "NoNewPrivs", 10);
+	st->seccomp = (unsigned)number_of(l, "Seccomp", 10);
+	st->seccomp_filters = (unsigned)number_of(l, "Seccomp_filters", 10);
 	return 0;
 }
 
@@ -265,11 +304,13 @@ parse_lock(struct proc_lock *l, const char *line)
 int
 proc_fdinfo_parse(struct proc_fdinfo *info, const char *text)
 {
-	if (value_of(text, "pos") == NULL || value_of(text, "flags") == NULL)
+	struct lines l = {text, text};
+
+	if (find_value(&l, "pos") == NULL || find_value(&l, "flags") == NULL)
 		return -EBADMSG;
-	info->pos = (int64_t)number_of(text, "pos", 10);
-	info->flags = number_of(text, "flags", 8);
-	info->ino = number_of(text, "ino", 10);
+	info->pos = (int64_t)number_of(&l, "pos", 10);
+	info->flags = number_of(&l, "flags", 8);
+	info->ino = number_of(&l, "ino", 10);
 	info->nlocks = 0;
 	for (const char *v = text; (v = value_of(v, "lock")) != NULL;) {
 		if (info->nlocks < PROC_LOCKS_MAX && !parse_lock(&info->locks[info->nlocks], v))

@@ -1,5 +1,6 @@
 #include "record.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,20 +24,41 @@ put_hex(uint64_t v)
 	return json_string(text);
 }
 
-/* {"n": LENGTH, "hex": "..."}: register areas end in long runs of zeroes. */
+enum { ZEROES_MIN = 8 }; /* fewer are as short in digits */
+
+static size_t
+zeroes_at(const struct bytes *b, size_t at)
+{
+	size_t n = 0;
+
+	while (at + n < b->n && b->p[at + n] == 0)
+		n++;
+	return n;
+}
+
+/* {"n": LENGTH, "hex": "12ef*400*7f"}: register areas are long runs of zeroes, and end in one. */
 static json_t *
 put_bytes(const struct bytes *b)
 {
-	size_t used = b->n;
-	char *text;
+	char *text = malloc(2 * b->n + 1), *end = text;
+	size_t zeroes;
 	json_t *v;
 
-	while (used > 0 && b->p[used - 1] == 0)
-		used--;
-	text = malloc(2 * used + 1);
 	if (text == NULL)
 		return NULL;
-	hex_encode(text, b->p, used);
+	*end = '\0';
+	for (size_t at = 0; at < b->n; at += zeroes) {
+		zeroes = zeroes_at(b, at);
+		if (at + zeroes == b->n)
+			break;
+		if (zeroes >= ZEROES_MIN) {
+			end += sprintf(end, "*%zu*", zeroes);
+			continue;
+		}
+		zeroes += zeroes == 0;
+		hex_encode(end, b->p + at, zeroes);
+		end += 2 * zeroes;
+	}
 	v = json_pack("{s:I, s:s}", "n", (json_int_t)b->n, "hex", text);
 	free(text);
 	return v;
@@ -157,21 +179,41 @@ get_hex(uint64_t *v, const json_t *json)
 	return *end == '\0';
 }
 
+/* Into as many zeroes as there are to be bytes. */
+static bool
+fill_bytes(struct bytes *b, const char *hex)
+{
+	for (size_t at = 0, n; *hex != '\0'; at += n) {
+		char *end;
+
+		if (hex[0] == '*' && isdigit((unsigned char)hex[1])) {
+			n = strtoul(hex + 1, &end, 10);
+			if (*end++ != '*' || n > b->n - at)
+				return false;
+			hex = end;
+			continue;
+		}
+		n = strspn(hex, "0123456789abcdef") / 2;
+		if (n == 0 || n > b->n - at || !hex_decode_some(b->p + at, n, hex))
+			return false;
+		hex += 2 * n;
+	}
+	return true;
+}
+
 static int
 get_bytes(struct bytes *b, const json_t *json)
 {
 	const json_t *n = json_object_get(json, "n");
 	const char *hex = json_string_value(json_object_get(json, "hex"));
-	size_t used = hex != NULL ? strlen(hex) / 2 : 0;
 
-	if (!json_is_integer(n) || hex == NULL || json_integer_value(n) < 1 ||
-	    json_integer_value(n) > RECORD_BYTES_MAX || (size_t)json_integer_value(n) < used)
+	if (!json_is_integer(n) || hex == NULL || json_integer_value(n) < 1 || json_integer_value(n) > RECORD_BYTES_MAX)
 		return -EBADMSG;
 	b->p = calloc(1, (size_t)json_integer_value(n));
 	if (b->p == NULL)
 		return -ENOMEM;
 	b->n = (size_t)json_integer_value(n);
-	return hex_decode(b->p, used, hex) ? 0 : -EBADMSG;
+	return fill_bytes(b, hex) ? 0 : -EBADMSG;
 }
 
 /* A string in an image is a C string: jansson lets no NUL through (JSON_ALLOW_NUL is off). */

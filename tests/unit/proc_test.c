@@ -119,6 +119,9 @@ test_status(void)
 		st.threads == 3 && st.shdpnd == 0x10000 && st.cap_eff == 0x1ffffffffff &&
 		st.no_new_privs == 1 && st.seccomp_filters == 4, "its fields");
 	proc_status_fini(&st);
+	ok(proc_status_parse(&st, "Name:\tState:\tX\nState:\tS\nUid:\t1 1 1 1\nNSpid:\t7\nGid:\t2 2 2 2\nSeccomp:\t2\nTgid:\t9\n") == 0 && st.state == 'S' && st.uid[0] == 1 &&
+	    st.gid[0] == 2 && st.ngroups == 0 && st.tgid == 9 && st.seccomp == 2, "a name like a line, another order, lines that are not there");
+	proc_status_fini(&st);
 	ok(proc_status_parse(&st, "Name:\tx\n") < 0, "cut");
 	proc_status_fini(&st);
 }

@@ -221,11 +221,50 @@ test_checks(void)
 	drop(&m);
 }
 
+/* What it makes of the digits of n bytes: -EBADMSG, or the last one that is not zero, and where in *at. */
+static int
+last_byte(unsigned n, const char *hex, size_t *at)
+{
+	struct objects o;
+	char text[256];
+	int err, last = 0, len = snprintf(text, sizeof(text), "{\"filters\":[{\"code\":{\"n\":%u,\"hex\":\"%s\"},\"flags\":\"0x0\"}]}", n, hex);
+
+	err = record_from_text(&record_objects, &o, text, (size_t)len, why);
+	for (size_t i = 0; err == 0 && i < o.filters[0].code.n; i++)
+		if (o.filters[0].code.p[i] != 0)
+			last = o.filters[0].code.p[i], *at = i;
+	record_free(&record_objects, &o);
+	return err < 0 ? err : last;
+}
+
+static void
+test_zeroes(void)
+{
+	static const char *const wrong[] = {"*", "**", "*1", "*x*", "*-1*", "* 1*", "*101*", "*100*01", "01*100*", "*18446744073709551615*01", "*99999999999999999999*", "0*1*", "1",
+	    "012", "*2*0", "0x01"};
+	struct objects o = {0};
+	size_t at = 0, len;
+	char *text;
+
+	ok(last_byte(100, "ff*40*07", &at) == 7 && at == 41 && last_byte(100, "*99*fe", &at) == 0xfe && at == 99, "zeroes as their number");
+	ok(last_byte(100, "", &at) == 0 && last_byte(100, "*0*02*50**48*03", &at) == 3 && at == 99, "at either end, and none");
+	for (size_t i = 0; i < ARRAY_LEN(wrong); i++)
+		ok(last_byte(100, wrong[i], &at) == -EBADMSG, wrong[i]);
+	o.filters = calloc(1, sizeof(*o.filters)), o.nfilters = 1;
+	o.filters->code.p = calloc(1, 60), o.filters->code.n = 60;
+	o.filters->code.p[0] = 1, o.filters->code.p[8] = 2, o.filters->code.p[17] = 3;
+	text = record_to_text(&record_objects, &o, &len);
+	ok(strstr(text, "\"0100000000000000" "02*8*03\"") != NULL, "only where that is shorter");
+	free(text);
+	record_free(&record_objects, &o);
+}
+
 int
 main(void)
 {
 	test_roundtrip();
 	test_types();
+	test_zeroes();
 	test_checks();
 	return done();
 }
