@@ -84,9 +84,11 @@ struct shm_part {
 	uint64_t start, end;
 };
 
-/* Code of ours in a process: where it is, and the stack pointer with which its `ret` goes back by way of munmap(2). */
+/* Code of ours in a process: where it is, in how many pages, and the stack pointer with which its `ret` goes back by way of munmap(2). */
 struct lent_page {
-	taddr at, sp;
+	taddr at;
+	size_t n;
+	taddr sp;
 };
 
 /* Where the memory of a process is read. */
@@ -262,9 +264,12 @@ int save_as(struct ckpt *c, const char *name);
 int end_original(struct ckpt *c, struct output *o);
 
 /* --- page.c: its first thread is borrowed, and has a frame */
-int lend_page(struct member *who, const unsigned char *code, size_t len);
+/* Where lend_pages() will put them. */
+taddr free_pages(const struct member *who, size_t npages);
+/* With the code at the beginning of each. Returns 0, or a negative errno, logged. */
+int lend_pages(struct member *who, size_t npages, const unsigned char *code, size_t len);
 void take_page_back(struct member *who);
-int unmap_page(struct tracee *th, taddr at);
+int unmap_pages(struct tracee *th, taddr at, size_t npages);
 
 /* --- increment.c */
 /* Before anything is stopped: the parent of -i. */

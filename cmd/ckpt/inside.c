@@ -17,56 +17,82 @@
 
 #include "attr.h"
 #include "ckpt.h"
+#include "fault.h"
 #include "io.h"
 #include "kernel_abi.h"
 #include "kfeat.h"
 #include "log.h"
 
 static int
-run(struct tracee *th, struct script *s)
+check(const struct tracee *th, const struct script *s)
 {
-	const struct script_call *bad;
-	int err = tracee_run_script(th, s);
+	const struct script_call *bad = script_first_error(s);
 
-	if (err < 0)
-		return err;
-	bad = script_first_error(s);
 	if (bad != NULL)
 		return fail(EIO, "pid %d: %s in it: %s", th->tid, syscall_name(bad->call.nr),
 		    strerror((int)-bad->result));
 	return 0;
 }
 
+static int
+run(struct tracee *th, struct script *s)
+{
+	int err = tracee_run_script(th, s);
+
+	return err < 0 ? err : check(th, s);
+}
+
 /* --- each thread: alternate stack, tid address */
+
+struct thread_questions {
+	struct script script;
+	uint64_t altstack, address; /* where in its data */
+	size_t attrs;               /* the first call for them */
+};
+
+static void
+ask_of_thread(struct thread_questions *q)
+{
+	struct script *s = &q->script;
+
+	*q = (struct thread_questions){0};
+	q->altstack = script_data(s, NULL, sizeof(stack_t));
+	q->address = script_data(s, NULL, 8);
+	script_add(s, "alternate stack", SYS_sigaltstack, 0, q->altstack);
+	script_data_arg(s, 1);
+	script_add(s, "tid address", SYS_prctl, PR_GET_TID_ADDRESS, q->address);
+	script_data_arg(s, 1);
+	script_may_fail(s); /* a kernel without CONFIG_CHECKPOINT_RESTORE */
+	q->attrs = s->ncalls;
+	attr_ask(s, ATTR_THREAD);
+}
+
+static int
+thread_answers(const struct thread_questions *q, struct thread *out)
+{
+	const struct script *s = &q->script;
+	stack_t ss;
+
+	memcpy(&ss, s->data.data + q->altstack, sizeof(ss));
+	out->altstack_sp = (taddr)(uintptr_t)ss.ss_sp;
+	/* SS_ONSTACK follows from the stack pointer and cannot be set. */
+	out->altstack_flags = (uint32_t)ss.ss_flags & ~(uint32_t)SS_ONSTACK;
+	out->altstack_size = ss.ss_size;
+	memcpy(&out->tid_address, s->data.data + q->address, 8);
+	return attr_answers(s, q->attrs, ATTR_THREAD, &out->prctls, &out->nprctls);
+}
 
 static int
 ask_thread(struct tracee *th, struct thread *out)
 {
-	struct script s = {0};
-	stack_t ss;
-	uint64_t altstack = script_data(&s, NULL, sizeof(ss));
-	uint64_t address = script_data(&s, NULL, 8);
-	size_t first;
+	struct thread_questions q;
 	int err;
 
-	script_add(&s, "alternate stack", SYS_sigaltstack, 0, altstack);
-	script_data_arg(&s, 1);
-	script_add(&s, "tid address", SYS_prctl, PR_GET_TID_ADDRESS, address);
-	script_data_arg(&s, 1);
-	script_may_fail(&s); /* a kernel without CONFIG_CHECKPOINT_RESTORE */
-	first = s.ncalls;
-	attr_ask(&s, ATTR_THREAD);
-	err = run(th, &s);
-	if (err == 0) {
-		memcpy(&ss, s.data.data + altstack, sizeof(ss));
-		out->altstack_sp = (taddr)(uintptr_t)ss.ss_sp;
-		/* SS_ONSTACK follows from the stack pointer and cannot be set. */
-		out->altstack_flags = (uint32_t)ss.ss_flags & ~(uint32_t)SS_ONSTACK;
-		out->altstack_size = ss.ss_size;
-		memcpy(&out->tid_address, s.data.data + address, 8);
-		err = attr_answers(&s, first, ATTR_THREAD, &out->prctls, &out->nprctls);
-	}
-	script_fini(&s);
+	ask_of_thread(&q);
+	err = run(th, &q.script);
+	if (err == 0)
+		err = thread_answers(&q, out);
+	script_fini(&q.script);
 	return err;
 }
 
@@ -380,34 +406,139 @@ ask_segments(struct ckpt *c, const struct member *who, struct tracee *th)
 	return err;
 }
 
+/* --- the other threads, at once where that can be */
+
+enum { AT_ONCE_MAX = 256 };
+
+/* One that the program has not asked for, and that is ignored then: 0 if there is none. */
+static int
+unnoticed_signal(const struct proc_status *st)
+{
+	static const int ignored[] = {SIGURG, SIGWINCH, SIGCHLD};
+
+	for (size_t i = 0; i < ARRAY_LEN(ignored); i++)
+		if (!((st->sigcgt | st->sigign) >> (ignored[i] - 1) & 1))
+			return ignored[i];
+	return 0;
+}
+
+/* Their pages are there, and the first thread has done its part: whatever happens, each takes its own back. */
+static int
+ask_in_pages(struct member *who, size_t first, size_t n, int sig, bool *answered)
+{
+	struct tracee *th = &who->target.threads[first];
+	struct thread_questions q;
+	size_t asked = 0;
+	int err = tracee_rest(&who->target.threads[0]);
+
+	ask_of_thread(&q);
+	while (asked < n && err == 0) {
+		err = tracee_ask(&th[asked], sig, &q.script);
+		asked += err == 0;
+	}
+	for (size_t i = 0; i < asked; i++) {
+		int e = tracee_answer(&th[i], sig, &q.script, &answered[i]);
+
+		if (e == 0 && err == 0 && answered[i])
+			e = check(&th[i], &q.script);
+		if (e == 0 && err == 0 && answered[i])
+			e = thread_answers(&q, &who->task->threads[first + i]);
+		err = err < 0 ? err : e;
+	}
+	script_fini(&q.script);
+	return err == 0 ? fault(FAULT_answered) : err;
+}
+
+static int
+ask_together(struct member *who, size_t first, size_t n, int sig, bool *answered)
+{
+	struct tracee *th = &who->target.threads[first];
+	taddr at = free_pages(who, n);
+	bool framed = who->target.threads[0].frame_at != 0;
+	int err = 0;
+
+	for (size_t i = 0; i < n && err == 0; i++) {
+		th[i].page = at + i * PAGE_BYTES;
+		err = target_borrow(&who->target, &th[i]);
+		framed &= th[i].frame_at != 0;
+	}
+	if (err < 0 || !framed)
+		return err;
+	log_hush(1);
+	err = lend_pages(who, n, arch_ask, (size_t)(arch_ask_end - arch_ask));
+	log_hush(-1);
+	if (err < 0) /* no room for them: one by one */
+		return 0;
+	err = ask_in_pages(who, first, n, sig, answered);
+	take_page_back(who);
+	return err;
+}
+
+/* The rest of some, and back. */
+static int
+ask_some(struct member *who, size_t first, size_t n, int sig)
+{
+	bool answered[AT_ONCE_MAX] = {false};
+	int err = sig != 0 && n > 1 ? ask_together(who, first, n, sig, answered) : 0;
+
+	for (size_t i = 0; i < n && err == 0; i++) {
+		struct tracee *th = &who->target.threads[first + i];
+
+		if (!th->borrowed)
+			err = target_borrow(&who->target, th);
+		if (err == 0 && !answered[i])
+			err = ask_thread(th, &who->task->threads[first + i]);
+		if (err == 0)
+			err = tracee_give_back(th);
+		th->page = 0;
+	}
+	return err;
+}
+
+static int
+ask_others(struct member *who)
+{
+	const struct target *t = &who->target;
+	/* A call that a filter does not let through would not stop the thread. */
+	int sig = t->coop != NULL || t->restorer == 0 || who->filtered ? 0 : unnoticed_signal(&t->status);
+	int err = 0;
+
+	for (size_t i = 1; i < t->nthreads && err == 0; i += AT_ONCE_MAX)
+		err = ask_some(who, i, min_u64(AT_ONCE_MAX, t->nthreads - i), sig);
+	return err;
+}
+
+static int
+ask_first(struct ckpt *c, struct member *who, struct tracee *th)
+{
+	struct task *t = who->task;
+	int err = ask_thread(th, &t->threads[0]);
+
+	if (err == 0)
+		err = ask_actions(th, &who->target.status, t);
+	if (err == 0)
+		err = ask_itimers(th, t, collect_elapsed_ns(c));
+	if (err == 0)
+		err = ask_posix_timers(who, th, collect_elapsed_ns(c));
+	if (err == 0)
+		err = ask_process(th, t);
+	if (err == 0)
+		err = ask_zombies(c, who, th);
+	if (err == 0)
+		err = ask_segments(c, who, th);
+	return err;
+}
+
 int
 collect_inside(struct ckpt *c, struct member *who)
 {
-	struct task *t = who->task;
-	int err = 0;
+	struct tracee *first = &who->target.threads[0];
+	int err = target_borrow(&who->target, first);
 
-	for (size_t i = 0; i < who->target.nthreads && err == 0; i++) {
-		struct tracee *th = &who->target.threads[i];
-
-		err = target_borrow(&who->target, th);
-		if (err == 0)
-			err = ask_thread(th, &t->threads[i]);
-		if (err == 0 && i == 0) {
-			err = ask_actions(th, &who->target.status, t);
-			if (err == 0)
-				err = ask_itimers(th, t, collect_elapsed_ns(c));
-			if (err == 0)
-				err = ask_posix_timers(who, th, collect_elapsed_ns(c));
-			if (err == 0)
-				err = ask_process(th, t);
-			if (err == 0)
-				err = ask_zombies(c, who, th);
-			if (err == 0)
-				err = ask_segments(c, who, th);
-		}
-		/* At once: the less is borrowed, the less there is to lose. */
-		if (err == 0)
-			err = tracee_give_back(th);
-	}
-	return err;
+	if (err == 0)
+		err = ask_first(c, who, first);
+	if (err == 0)
+		err = ask_others(who);
+	/* At once: the less is borrowed, the less there is to lose. */
+	return err < 0 ? err : tracee_give_back(first);
 }

@@ -1,5 +1,5 @@
 /*
- * A page of ours in the process, with code that a thread of it is to execute. Should ckpt die meanwhile, the way back of the thread leads through munmap(2).
+ * Pages of ours in the process, with code that threads of it are to execute. Should ckpt die meanwhile, the way back of the first thread leads through munmap(2).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,12 +14,13 @@
 
 #define ALL_SIGNALS (~0ULL)
 
-static taddr
-free_page(const struct proc_maps *maps)
+taddr
+free_pages(const struct member *who, size_t npages)
 {
+	const struct proc_maps *maps = &who->target.maps;
 	taddr at = 0x10000000;
 
-	for (size_t i = 0; i < maps->n && at + 2 * PAGE_BYTES > maps->map[i].start; i++)
+	for (size_t i = 0; i < maps->n && at + (npages + 1) * PAGE_BYTES > maps->map[i].start; i++)
 		if (maps->map[i].end > at)
 			at = maps->map[i].end + PAGE_BYTES;
 	return at;
@@ -27,10 +28,10 @@ free_page(const struct proc_maps *maps)
 
 /* A second frame, below the first: it leads to an munmap(2) whose `ret` leads to that. */
 static int
-put_way_back(struct member *who, taddr at, taddr *sp)
+put_way_back(struct member *who, taddr at, size_t npages, taddr *sp)
 {
 	struct tracee *th = &who->target.threads[0];
-	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	struct arch_call unmap = {SYS_munmap, {at, npages * PAGE_BYTES}};
 	struct arch_regs regs = th->regs;
 	unsigned char *frame;
 	size_t n;
@@ -47,9 +48,9 @@ put_way_back(struct member *who, taddr at, taddr *sp)
 }
 
 int
-unmap_page(struct tracee *th, taddr at)
+unmap_pages(struct tracee *th, taddr at, size_t npages)
 {
-	struct arch_call unmap = {SYS_munmap, {at, PAGE_BYTES}};
+	struct arch_call unmap = {SYS_munmap, {at, npages * PAGE_BYTES}};
 	int64_t result;
 
 	return tracee_call(th, &unmap, &result);
@@ -59,20 +60,20 @@ void
 take_page_back(struct member *who)
 {
 	if (who->page.at != 0 && !who->target.threads[0].dead)
-		unmap_page(&who->target.threads[0], who->page.at);
+		unmap_pages(&who->target.threads[0], who->page.at, who->page.n);
 	who->page.at = 0;
 }
 
 int
-lend_page(struct member *who, const unsigned char *code, size_t len)
+lend_pages(struct member *who, size_t npages, const unsigned char *code, size_t len)
 {
 	struct tracee *th = &who->target.threads[0];
-	taddr at = free_page(&who->target.maps), sp = 0;
-	struct arch_call map = {SYS_mmap, {at, PAGE_BYTES, PROT_READ | PROT_EXEC,
+	taddr at = free_pages(who, npages), sp = 0;
+	struct arch_call map = {SYS_mmap, {at, npages * PAGE_BYTES, PROT_READ | PROT_EXEC,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
 	struct arch_regs regs = th->regs;
 	int64_t result = 0;
-	int err = put_way_back(who, at, &sp);
+	int err = put_way_back(who, at, npages, &sp);
 
 	regs.rsp = sp;
 	if (err == 0)
@@ -81,9 +82,10 @@ lend_page(struct member *who, const unsigned char *code, size_t len)
 		err = fail(ENOMEM, "pid %d: no page can be mapped in it: %s", th->tid, strerror((int)-result));
 	if (err < 0)
 		return err;
-	who->page = (struct lent_page){at, sp};
+	who->page = (struct lent_page){at, npages, sp};
 	fault(FAULT_page_lent);
-	err = mem_write(who->target.mem, at, code, len);
+	for (size_t i = 0; i < npages && err == 0; i++)
+		err = mem_write(who->target.mem, at + i * PAGE_BYTES, code, len);
 	if (err < 0) {
 		take_page_back(who);
 		return fail(-err, "pid %d: write to a page of ours in it: %s", th->pid, strerror(-err));

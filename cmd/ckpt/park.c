@@ -41,7 +41,7 @@ prepare(struct member *who)
 		if (t->threads[i].frame_at == 0)
 			err = fail(ENOTSUP, "pid %d: thread %d cannot be parked: its stack has no room", t->pid,
 			    t->threads[i].tid);
-	return err < 0 ? err : lend_page(who, arch_park, (size_t)(arch_park_end - arch_park));
+	return err < 0 ? err : lend_pages(who, 1, arch_park, (size_t)(arch_park_end - arch_park));
 }
 
 /* From here on it stops by itself as soon as one of its threads runs. */
@@ -174,7 +174,7 @@ unpark(struct target *t, bool *stopped)
 	if (err == 0 && page != 0) {
 		err = target_borrow(t, &t->threads[0]);
 		if (err == 0)
-			err = unmap_page(&t->threads[0], page);
+			err = unmap_pages(&t->threads[0], page, 1);
 	}
 	return err;
 }

@@ -175,7 +175,7 @@ fork_member(struct member *who)
 	int err = target_borrow(&who->target, th);
 
 	if (err == 0)
-		err = th->frame_at == 0 ? -ENOSTR : lend_page(who, arch_copy, (size_t)(arch_copy_end - arch_copy));
+		err = th->frame_at == 0 ? -ENOSTR : lend_pages(who, 1, arch_copy, (size_t)(arch_copy_end - arch_copy));
 	if (err < 0)
 		return err;
 	copy->pid = tracee_copy(th, who->page.at, who->page.sp);

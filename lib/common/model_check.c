@@ -257,7 +257,7 @@ check_threads(const struct model *m, const struct task *t, char why[128])
 			return model_bad(why, "task.threads[%zu]: twice", i);
 		if (th->rseq % 32 != 0 || th->rseq > ARCH_USER_END)
 			return model_bad(why, "task.threads[%zu].rseq: out of range", i);
-		if (th->xstate.n < 576 || th->xstate.n > 64 << 10)
+		if (th->xstate.n < ARCH_XSTATE_MIN || th->xstate.n > 64 << 10)
 			return model_bad(why, "task.threads[%zu]: no extended state", i);
 		for (size_t j = 0; j < th->nfilters; j++)
 			if (th->filters[j] < 0 || th->filters[j] >= (int64_t)m->objects.nfilters || th->strict)

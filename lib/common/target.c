@@ -262,7 +262,13 @@ read_inner_tids(struct target *t)
 {
 	for (size_t i = 0; i < t->nthreads; i++) {
 		struct proc_status st;
-		int err = proc_read_thread_status(t->proc, t->threads[i].tid, &st);
+		int err;
+
+		if (t->status.levels == 1) {
+			t->threads[i].inner_tid = t->threads[i].tid;
+			continue;
+		}
+		err = proc_read_thread_status(t->proc, t->threads[i].tid, &st);
 
 		if (err < 0)
 			return fail(-err, "pid %d: thread %d: %s", t->pid, t->threads[i].tid, strerror(-err));

@@ -30,6 +30,7 @@ struct tracee {
 	uint64_t rseq, rseq_size, rseq_sig; /* as it says itself, where it is asked */
 	bool seized, borrowed, dead;
 	bool stop_again;      /* a SIGSTOP was swallowed while borrowed */
+	bool looks;           /* on its way out of this stop the kernel looks at signals and restarts */
 	int stop_signal;      /* the group-stop it was in when it was seized, or 0 */
 	struct arch_regs regs; /* at the stop, as the thread is to go on */
 	int64_t call_ms; /* a call that takes longer is interrupted: EINTR; 0: none may take long, it fails */
@@ -43,6 +44,7 @@ struct tracee {
 	taddr scratch;       /* memory below it that calls may use ... */
 	unsigned char *saved; /* ... and what was there, from scratch up; owned */
 	size_t saved_len;
+	taddr page;           /* of its own for tracee_ask(), taken back on its way if we die; 0: none */
 };
 
 #define TRACEE_SCRATCH 1024
@@ -84,6 +86,19 @@ int tracee_call(struct tracee *t, const struct arch_call *call, int64_t *result)
  * logged; a call's own error is the script's to tell).
  */
 int tracee_run_script(struct tracee *t, struct script *s);
+
+/* Back to where it waits for calls, whatever way was prepared for the last one. Returns 0, or a negative errno, logged. */
+int tracee_rest(struct tracee *t);
+
+/*
+ * The same in many threads at once: have t begin, and let it answer. The code is arch_ask, at the beginning of t->page, which was set when t
+ * was borrowed, and it has a frame. sig: one that the process ignores without having asked for it (SIG_DFL). All calls are executed, whatever they return.
+ *
+ * tracee_answer() leaves t as tracee_rest() does, and its page alone, whatever it returns. *answered is false, and the script as it was, where t was sent that signal by
+ * somebody else: nothing is lost, and t can be asked alone. Both return 0, or a negative errno, logged.
+ */
+int tracee_ask(struct tracee *t, int sig, const struct script *s);
+int tracee_answer(struct tracee *t, int sig, struct script *s, bool *answered);
 
 /* Registers, mask and memory as they were, in an interrupt-stop. Returns 0, or a negative errno. */
 int tracee_give_back(struct tracee *t);

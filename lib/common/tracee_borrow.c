@@ -116,6 +116,7 @@ tracee_call_at(struct tracee *t, const struct arch_regs *regs, taddr ip,
 	struct arch_regs r = *regs;
 	int err;
 
+	t->looks = false;
 	arch_set_call(&r, ip, call);
 	err = tracee_set_regs(t->tid, &r);
 	if (err == 0)
@@ -169,11 +170,21 @@ put_frame(struct tracee *t, taddr restorer, taddr floor)
 	return err;
 }
 
+/* Should we die, it does what is left to do for us, and takes the frame. */
+int
+tracee_rest(struct tracee *t)
+{
+	const struct arch_call nothing = {.nr = -1}, unmap = {SYS_munmap, {t->page, PAGE_BYTES}};
+	struct arch_regs regs = t->regs;
+
+	regs.rsp = t->frame_at != 0 ? t->frame_at : t->regs.rsp;
+	arch_set_call(&regs, t->gadget, t->page != 0 && t->frame_at != 0 ? &unmap : &nothing);
+	return tracee_set_regs(t->tid, &regs);
+}
+
 int
 tracee_borrow(struct tracee *t, taddr gadget, taddr restorer, taddr floor)
 {
-	struct arch_regs regs = t->regs;
-	struct arch_call nothing = {.nr = -1};
 	int err;
 
 	if (gadget == 0)
@@ -187,10 +198,9 @@ tracee_borrow(struct tracee *t, taddr gadget, taddr restorer, taddr floor)
 	}
 	fault(FAULT_framed);
 	/* From here on the frame is the way back: registers first, the mask is in it. */
-	regs.rsp = t->frame_at != 0 ? t->frame_at : t->regs.rsp;
-	arch_set_call(&regs, gadget, &nothing);
 	t->borrowed = true;
-	err = tracee_set_regs(t->tid, &regs);
+	t->looks = false;
+	err = tracee_rest(t);
 	fault(FAULT_borrowed);
 	if (err == 0)
 		err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
@@ -246,7 +256,8 @@ tracee_run_script(struct tracee *t, struct script *s)
 
 /*
  * The mask first, while the frame still is the way back, then the registers. Then through an
- * interrupt-stop, so that the kernel looks again at how the original call was interrupted.
+ * interrupt-stop, so that the kernel looks again at how the original call was interrupted,
+ * unless it does so on the way out of the stop where the thread is.
  */
 int
 tracee_give_back(struct tracee *t)
@@ -260,7 +271,7 @@ tracee_give_back(struct tracee *t)
 	ignored = tracee_set_regs(t->tid, &t->regs);
 	err = err < 0 ? err : ignored;
 	t->borrowed = false;
-	if (err == 0)
+	if (err == 0 && !t->looks)
 		err = tracee_nudge(t, now_ms() + CALL_TIMEOUT_MS);
 	t->stop_signal = stop_signal;
 	if (t->stop_again)

@@ -26,7 +26,7 @@ WHOLE="children zombie forked threads-in-child shared-table socketpair scm epoll
 	# shellcheck disable=SC2086
 	start_victim $WHOLE
 	oracle "$PID" >before
-	for site in seized frozen framed borrowed call_entered mask_back collected header_out page_out image_out; do
+	for site in seized frozen framed borrowed call_entered asked answered mask_back collected header_out page_out image_out; do
 		for n in 1 4; do
 			for act in kill fail; do
 				faulty_ckpt "$site:$act:$n"

@@ -193,8 +193,8 @@ original_runs() {
 @test "ckpt is killed, and fails, at every fault site: as found, or a complete image" {
 	start_victim anon handlers hundred blocked vectors
 	snapshot "$PID" >before
-	for site in seized frozen framed borrowed call_entered mask_back collected header_out page_out \
-		image_out; do
+	for site in seized frozen framed borrowed call_entered page_lent asked answered mask_back collected header_out \
+		page_out image_out; do
 		for n in 1 7; do
 			for act in kill term fail; do
 				rm -f image
@@ -274,6 +274,34 @@ original_runs() {
 	kill -KILL "$NEW"
 	# The whole stream in a file has its END.
 	restart_as_new stream
+}
+
+@test "many threads are asked at once: a signal that comes meanwhile is not lost, and none comes of it" {
+	start python3 -c '
+import signal, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG, signal.SIGUSR1])
+for i in range(40):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("ready", flush=True)
+n = 0
+while signal.sigwait([signal.SIGURG, signal.SIGUSR1]) == signal.SIGURG:
+    n += 1
+    print("urgent", n, flush=True)
+print("end", n, flush=True)'
+	await out ready 10
+	while [ ! -e stop ]; do ckpt -c -p "$PID" -o image 2>>ckpt.err && echo once >>taken; done &
+	local copier=$!
+	await taken once 20
+	for i in $(seq 200); do
+		kill -URG "$PID"
+		await out "urgent $i" 10
+	done
+	: >stop
+	wait "$copier"
+	kill -USR1 "$PID"
+	await out "end 200" 10
+	[ ! -s ckpt.err ]
+	[ "$(wc -l <taken)" -gt 5 ]
 }
 
 @test "ckpt is killed at fifty random moments: as found" {

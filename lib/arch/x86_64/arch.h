@@ -125,6 +125,9 @@ bool arch_sigframe_read(const unsigned char *frame, size_t n, struct arch_regs *
  */
 size_t arch_sigframe_xstate(unsigned char *xstate, size_t n);
 
+/* The extended state of a thread has at least as many bytes. What is behind the end of a shorter one than the machine's is in its initial state, zeroes. */
+#define ARCH_XSTATE_MIN 576
+
 /* State components that xstate says are enabled on this machine, and its size. */
 uint64_t arch_xstate_xcr0(const unsigned char *xstate, size_t n);
 
@@ -141,6 +144,15 @@ struct arch_script_entry {
 extern const unsigned char arch_loop[], arch_loop_end[];
 /* Start registers: loop_at where the code lies, first and last entry in the tracee. */
 void arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, taddr stack);
+
+/*
+ * One thread of several that are asked at once, each in a page of its own that begins with this code: it executes calls, from first to before end (their results
+ * where their numbers were), and sends itself a signal, which must be ignored where nobody traces it: with that it stops at arch_asked(). Without a tracer it goes
+ * on: it unmaps its page by the `syscall; ret` at gadget, whose `ret` takes the way back at the stack pointer that regs have.
+ */
+extern const unsigned char arch_ask[], arch_ask_end[];
+void arch_set_ask(struct arch_regs *regs, taddr page, taddr first, taddr end, int sig, taddr gadget);
+bool arch_asked(const struct arch_regs *regs, taddr page);
 
 /*
  * A thread that is built without a tracer: code at a place of its own, which takes scripts through memory that it shares with the builder. request is

@@ -14,7 +14,7 @@
 
 	.section .rodata
 	.globl	arch_loop, arch_loop_end, arch_park, arch_park_end, arch_guest, arch_guest_end
-	.globl	arch_copy, arch_copy_end
+	.globl	arch_copy, arch_copy_end, arch_ask, arch_ask_told, arch_ask_end
 
 /*
  * r15: the entry; r14: the last one. An entry is nr, six arguments, result, may_fail:
@@ -37,6 +37,30 @@ arch_loop:
 3:	pause
 	jmp	3b
 arch_loop_end:
+
+/*
+ * r15: the first call, nr and six arguments, where nr gives way to the result; r14: behind the last. Then a signal to itself, r13, that only a tracer notices.
+ * If it has none any more: munmap(2) of the page that this is in, rbx, by the call at r12, whose `ret` leads back.
+ */
+	.balign	16
+arch_ask:
+1:	call_at_r15
+	mov	%rax, (%r15)
+	add	$56, %r15
+	cmp	%r14, %r15
+	jne	1b
+	mov	$186, %eax		# gettid
+	syscall
+	mov	%eax, %edi
+	mov	%r13d, %esi
+	mov	$200, %eax		# tkill
+	syscall
+arch_ask_told:
+	mov	%rbx, %rdi
+	mov	$4096, %esi
+	mov	$11, %eax		# munmap
+	jmp	*%r12
+arch_ask_end:
 
 /*
  * rdi, rsi: process and thread; rdx: SIGSTOP. All signals are blocked but SIGKILL and

@@ -128,7 +128,7 @@ enum {
 enum { UC_FP_XSTATE = 1, UC_SIGCONTEXT_SS = 2, UC_STRICT_RESTORE_SS = 4 };
 
 /* The frame keeps what is at these bytes of an XSAVE area for its own marks. */
-enum { XSAVE_SW_BYTES = 464, XSAVE_MIN = 576, XSAVE_HEADER = 512 };
+enum { XSAVE_SW_BYTES = 464, XSAVE_HEADER = 512 };
 #define FP_MAGIC1 0x46505853U
 #define FP_MAGIC2 0x46505845U
 
@@ -138,25 +138,36 @@ arch_xstate_xcr0(const unsigned char *xstate, size_t n)
 	uint64_t v = 0;
 
 	/* The kernel puts XCR0 into the first of the software bytes. */
-	if (n >= XSAVE_MIN)
+	if (n >= ARCH_XSTATE_MIN)
 		memcpy(&v, xstate + XSAVE_SW_BYTES, sizeof(v));
 	return v;
 }
 
 #define XFEATURE_TILEDATA (1ULL << 18)
 
+enum { XSAVE_COMPONENTS = 63 };
+
+/* Where component i ends in the standard format. cpuid is asked once: a virtual machine asks its host for each answer. */
+static size_t
+component_end(unsigned i)
+{
+	static _Atomic uint32_t ends[XSAVE_COMPONENTS];
+	unsigned a, b, c, d;
+
+	if (ends[i] == 0 && __get_cpuid_count(0xd, i, &a, &b, &c, &d))
+		ends[i] = a + b;
+	return ends[i];
+}
+
 /* Bytes of an XSAVE area of these components in the standard format. */
 static size_t
 xsave_bytes(uint64_t features, size_t max)
 {
-	size_t size = XSAVE_MIN;
+	size_t size = ARCH_XSTATE_MIN;
 
-	for (unsigned i = 2; i < 63; i++) {
-		unsigned a, b, c, d;
-
-		if (features >> i & 1 && __get_cpuid_count(0xd, i, &a, &b, &c, &d))
-			size = max_u64(size, (uint64_t)a + b);
-	}
+	for (unsigned i = 2; i < XSAVE_COMPONENTS; i++)
+		if (features >> i & 1)
+			size = max_u64(size, component_end(i));
 	return min_u64(size, max);
 }
 
@@ -221,7 +232,7 @@ arch_sigframe(const struct arch_regs *regs, uint64_t sigmask, const unsigned cha
 	size_t size;
 	unsigned char *p;
 
-	if (n < XSAVE_MIN || below < n + 4096)
+	if (n < ARCH_XSTATE_MIN || below < n + 4096)
 		return 0;
 	features = frame_features(xstate, n);
 	n = xsave_bytes(features, n);
@@ -272,12 +283,12 @@ arch_sigframe_xstate(unsigned char *xstate, size_t n)
 	uint32_t magic1, size;
 	uint64_t features;
 
-	if (n < XSAVE_MIN)
+	if (n < ARCH_XSTATE_MIN)
 		return 0;
 	memcpy(&magic1, xstate + XSAVE_SW_BYTES, sizeof(magic1));
 	memcpy(&features, xstate + XSAVE_SW_BYTES + 8, sizeof(features));
 	memcpy(&size, xstate + XSAVE_SW_BYTES + 16, sizeof(size));
-	if (magic1 != FP_MAGIC1 || size < XSAVE_MIN || size > n)
+	if (magic1 != FP_MAGIC1 || size < ARCH_XSTATE_MIN || size > n)
 		return 0;
 	memset(xstate + XSAVE_SW_BYTES, 0, 48);
 	memcpy(xstate + XSAVE_SW_BYTES, &features, sizeof(features));
@@ -303,6 +314,26 @@ arch_set_loop(struct arch_regs *regs, taddr loop_at, taddr first, taddr last, ta
 	regs->rsp = stack;
 	regs->orig_rax = UINT64_MAX;
 	regs->eflags &= ~(uint64_t)(EFLAGS_TF | EFLAGS_DF);
+}
+
+extern const unsigned char arch_ask_told[];
+_Static_assert(sizeof(struct arch_call) == 56 && PAGE_BYTES == 4096, "as loop.S has it");
+
+void
+arch_set_ask(struct arch_regs *regs, taddr page, taddr first, taddr end, int sig, taddr gadget)
+{
+	arch_set_call(regs, page, &(struct arch_call){.nr = -1});
+	regs->r15 = first;
+	regs->r14 = end;
+	regs->r13 = (uint64_t)sig;
+	regs->r12 = gadget;
+	regs->rbx = page;
+}
+
+bool
+arch_asked(const struct arch_regs *regs, taddr page)
+{
+	return regs->rip == page + (taddr)(arch_ask_told - arch_ask);
 }
 
 _Static_assert(offsetof(struct arch_slot, here) == 32 && offsetof(struct arch_slot, result) == 112 && offsetof(struct arch_slot, look_s) == 120, "as loop.S has it");
