@@ -65,20 +65,34 @@ has_done(int status)
 	return n > 0 && strstr(text, "done\n") != NULL;
 }
 
+/* Not asked meanwhile: what is open here for a moment is not to be in the image. */
+static ssize_t
+read_unasked(const char *path, char *text, size_t size)
+{
+	sigset_t all, before;
+	ssize_t n = -1;
+	int fd;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		n = read(fd, text, size);
+		close(fd);
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return n;
+}
+
 /* Gone, or nobody asks what has become of it. */
 static bool
 has_ended(pid_t pid)
 {
 	char path[32], text[512], *state;
-	ssize_t n = -1;
-	int fd;
+	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		n = read(fd, text, sizeof(text) - 1);
-		close(fd);
-	}
+	n = read_unasked(path, text, sizeof(text) - 1);
 	if (n <= 0)
 		return true;
 	text[n] = '\0';
