@@ -253,36 +253,45 @@ add_drain(struct script *s)
 }
 
 static int
-last_scripts(struct restart *r, struct built *b)
+last_script(const struct restart *r, const struct built *b, size_t i, uint64_t prm, uint64_t bnd, struct script *s)
 {
 	const struct task *t = b->task;
-	uint64_t prm = 0, bnd = 0;
-	int err = read_caps(b, &prm, &bnd);
 
-	for (size_t i = 0; i < b->nthreads && err == 0; i++) {
-		struct script s = {0};
-
-		/* What came meanwhile is of what it took to make it: children that were made as ones that have ended. */
-		for (int k = 0; k < 8 && r->untraced != NULL; k++)
-			add_drain(&s);
-		if (i == 0) {
-			if (attr_set(&s, t->prctls, t->nprctls) < 0)
-				err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
-			add_pending(&s, b, &t->pending, 0);
-		}
-		add_pending(&s, b, &t->threads[i].pending, b->threads[i].tid);
-		add_caps(&s, b, prm, bnd);
-		if (t->threads[i].no_new_privs)
-			script_add(&s, "no_new_privs", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1);
-		/* Last of all, so that none fires while anything is still to be done. */
-		if (i == 0) {
-			add_timers(&s, t);
-			arm_files(&s, r, t);
-		}
-		if (err == 0)
-			err = loop_run(&b->loop, &b->threads[i], &s);
-		script_fini(&s);
+	/* What came meanwhile is of what it took to make it: children that were made as ones that have ended. */
+	for (int k = 0; k < 8 && r->untraced != NULL; k++)
+		add_drain(s);
+	if (i == 0) {
+		if (attr_set(s, t->prctls, t->nprctls) < 0)
+			return fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
+		add_pending(s, b, &t->pending, 0);
 	}
+	add_pending(s, b, &t->threads[i].pending, b->threads[i].tid);
+	add_caps(s, b, prm, bnd);
+	if (t->threads[i].no_new_privs)
+		script_add(s, "no_new_privs", SYS_prctl, PR_SET_NO_NEW_PRIVS, 1);
+	/* Last of all, so that none fires while anything is still to be done. */
+	if (i == 0) {
+		add_timers(s, t);
+		arm_files(s, r, t);
+	}
+	return 0;
+}
+
+static int
+last_scripts(struct restart *r, struct built *b)
+{
+	size_t n = b->nthreads;
+	struct script *s = calloc(n, sizeof(*s));
+	uint64_t prm = 0, bnd = 0;
+	int err = s == NULL ? -ENOMEM : read_caps(b, &prm, &bnd);
+
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = last_script(r, b, i, prm, bnd, &s[i]);
+	if (err == 0)
+		err = loop_run_all(&b->loop, b->threads, s, n);
+	for (size_t i = 0; i < n && s != NULL; i++)
+		script_fini(&s[i]);
+	free(s);
 	return err;
 }
 

@@ -29,44 +29,95 @@
 
 /* --- threads */
 
-/* A thread is born stopped, as its parent is traced; it will run nothing but scripts and itself. */
-static int
-make_thread(struct built *b, const struct thread *th)
+static struct clone_args
+thread_args(const struct built *b)
 {
-	struct clone_args args = {
+	return (struct clone_args){
 	    .flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM,
 	    .stack = b->loop.at + PAGE_BYTES, .stack_size = PAGE_BYTES};
-	int64_t result;
-	int err = build_clone3(b, &args, th->tid, &result);
+}
 
-	if (err < 0)
-		return err;
+/* It is there: traced, it is stopped at its beginning, and will run nothing but scripts and itself. */
+static int
+made(struct built *b, const struct thread *th, int64_t result)
+{
 	if (result == -EEXIST)
 		return fail(EBUSY, "thread ID %" PRId64 " is taken here", th->tid);
 	if (result < 0)
-		return fail((int)-result, "thread %" PRId64 " cannot be made: %s", th->tid,
-		    strerror((int)-result));
+		return fail((int)-result, "thread %" PRId64 " cannot be made: %s", th->tid, strerror((int)-result));
 	return build_wait_born(b, (pid_t)result);
+}
+
+enum { MADE_AT_ONCE = 256 };
+
+/* By one script, which does not stop at each: they are traced by what they are made with. */
+static int
+make_some(struct built *b, const struct thread *threads, size_t n)
+{
+	struct clone_args args = thread_args(b);
+	struct script s = {0};
+	int err;
+
+	args.flags |= CLONE_PTRACE;
+	args.set_tid_size = 1;
+	for (size_t i = 0; i < n; i++) {
+		pid_t number = (pid_t)threads[i].tid;
+
+		args.set_tid = loop_data(&b->loop) + script_data(&s, &number, sizeof(number));
+		script_add(&s, "thread", SYS_clone3, script_data(&s, &args, sizeof(args)), sizeof(args));
+		script_data_arg(&s, 0);
+		script_may_fail(&s);
+	}
+	err = loop_run(&b->loop, &b->threads[0], &s);
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = made(b, &threads[i], s.calls[i].result);
+	script_fini(&s);
+	return err;
+}
+
+static int
+make_threads(struct built *b)
+{
+	const struct task *t = b->task;
+	struct tracee *leader = &b->threads[0];
+	int err = 0;
+
+	for (size_t i = 1; i < t->nthreads && err == 0 && b->loop.untraced != NULL; i++) {
+		struct clone_args args = thread_args(b);
+		int64_t result;
+
+		err = build_clone3(b, &args, t->threads[i].tid, &result);
+		if (err == 0)
+			err = made(b, &t->threads[i], result);
+	}
+	if (t->nthreads == 1 || b->loop.untraced != NULL)
+		return err;
+	if (ptrace(PTRACE_SETOPTIONS, leader->tid, NULL, BUILD_TRACE_OPTIONS & ~PTRACE_O_TRACECLONE) < 0)
+		return fail_errno("pid %d: ptrace", leader->tid);
+	for (size_t i = 1; i < t->nthreads && err == 0; i += MADE_AT_ONCE)
+		err = make_some(b, &t->threads[i], min_u64(MADE_AT_ONCE, t->nthreads - i));
+	/* They may have moved with the list of them. */
+	if (err == 0 && ptrace(PTRACE_SETOPTIONS, b->threads[0].tid, NULL, BUILD_TRACE_OPTIONS) < 0)
+		err = fail_errno("pid %d: ptrace", b->pid);
+	return err;
 }
 
 /* As this kernel wants it: its own size, what the image has, the rest in its initial state. */
 static int
 set_xstate(const struct tracee *t, const struct thread *th)
 {
-	unsigned char *own = NULL, *p;
-	size_t len;
-	int err = tracee_get_xstate(t->tid, &own, &len);
+	static size_t len; /* the machine's, the same for all */
+	unsigned char *p = NULL;
+	int err = len == 0 ? tracee_get_xstate(t->tid, &p, &len) : 0;
 
+	free(p);
 	if (err < 0)
 		return err;
 	p = calloc(1, len);
-	if (p == NULL) {
-		free(own);
+	if (p == NULL)
 		return -ENOMEM;
-	}
 	memcpy(p, th->xstate.p, min_u64(len, th->xstate.n));
 	err = tracee_set_xstate(t->tid, p, len);
-	free(own);
 	free(p);
 	return err < 0 ? fail(EBADMSG, "thread %" PRId64 ": its registers are not accepted here", th->tid) : 0;
 }
@@ -159,34 +210,59 @@ block_signals(const struct restart *r, const struct tracee *t)
 }
 
 static int
-settle_thread(struct restart *r, struct built *b, size_t i, bool ids, uint64_t prm)
+ask_thread(const struct restart *r, struct built *b, size_t i, bool ids, uint64_t prm, struct script *s)
 {
 	const struct thread *th = &b->task->threads[i];
-	struct tracee *t = &b->threads[i];
-	struct arch_regs final = th->regs;
-	struct script s = {0};
-	int err = block_signals(r, t);
+	int err = block_signals(r, &b->threads[i]);
 
 	if (ids)
-		add_ids(&s, &b->task->creds, prm);
-	add_thread_calls(&s, th);
-	if (err == 0 && attr_set(&s, th->prctls, th->nprctls) < 0)
+		add_ids(s, &b->task->creds, prm);
+	add_thread_calls(s, th);
+	if (err == 0 && attr_set(s, th->prctls, th->nprctls) < 0)
 		err = fail(EBADMSG, "%s: bad image: an attribute that nothing has", r->source.name);
-	if (err == 0)
-		err = loop_run(&b->loop, t, &s);
-	script_fini(&s);
+	return err;
+}
+
+static int
+set_registers(const struct restart *r, const struct built *b, size_t i)
+{
+	const struct thread *th = &b->task->threads[i];
+	const struct tracee *t = &b->threads[i];
+	struct arch_regs final = th->regs;
+	int err;
+
 	if (r->untraced != NULL) { /* it takes its registers by itself, with all else from the frame that it returns through */
 		set_sched(t, th);
-		return err;
+		return 0;
 	}
-	if (err == 0)
-		err = set_xstate(t, th);
+	err = set_xstate(t, th);
 	/* Once on trial: what the kernel does not accept must show before it is too late. */
 	final.orig_rax = UINT64_MAX;
 	if (err == 0)
 		err = tracee_set_regs(t->tid, &final);
 	if (err == 0)
 		set_sched(t, th);
+	return err;
+}
+
+static int
+settle_threads(struct restart *r, struct built *b)
+{
+	bool ids = !r->own_userns && geteuid() == 0;
+	uint64_t prm = ids ? permitted(b) : 0;
+	size_t n = b->nthreads;
+	struct script *s = calloc(n, sizeof(*s));
+	int err = s == NULL ? -ENOMEM : 0;
+
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = ask_thread(r, b, i, ids, prm, &s[i]);
+	if (err == 0)
+		err = loop_run_all(&b->loop, b->threads, s, n);
+	for (size_t i = 0; i < n && s != NULL; i++)
+		script_fini(&s[i]);
+	free(s);
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = set_registers(r, b, i);
 	return err;
 }
 
@@ -436,21 +512,18 @@ settle_process(struct restart *r, struct built *b)
 int
 settle(struct restart *r, struct built *b)
 {
-	const struct task *t = b->task;
-	bool ids = !r->own_userns && geteuid() == 0;
-	uint64_t prm = ids ? permitted(b) : 0;
 	int err = block_signals(r, &b->threads[0]);
 
 	if (err == 0)
 		err = space_finish(r, b);
-	for (size_t i = 1; i < t->nthreads && err == 0; i++)
-		err = make_thread(b, &t->threads[i]);
+	if (err == 0)
+		err = make_threads(b);
 	if (err == 0)
 		err = settle_process(r, b);
 	if (err == 0)
 		err = make_timers(b);
-	for (size_t i = 0; i < t->nthreads && err == 0; i++)
-		err = settle_thread(r, b, i, ids, prm);
+	if (err == 0)
+		err = settle_threads(r, b);
 	if (err == 0)
 		set_proc_files(b);
 	return err < 0 ? err : seccomp_prepare(b);

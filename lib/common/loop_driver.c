@@ -91,27 +91,37 @@ wait_done(struct tracee *t)
 
 /* Part of a script: calls, and the window of the data that they use. */
 struct batch {
+	struct tracee *t;
+	struct script *s;
 	size_t first, n;
 	uint64_t data, data_end;
 	size_t next;       /* the first call from here on that has data */
 	uint64_t next_data; /* where that begins */
+	size_t entry;      /* where its entries are among those of all that run at once, */
+	uint64_t at;       /* and its data */
 };
 
+static uint64_t
+data_len(const struct batch *b)
+{
+	return b->data_end - b->data;
+}
+
+/* One more than calls: the stop. */
 static void
-fill_entries(const struct loop *loop, const struct tracee *t, const struct script *s,
-    const struct batch *b, struct arch_script_entry *e)
+fill_entries(const struct loop *loop, const struct batch *b, struct arch_script_entry *e)
 {
 	for (size_t i = 0; i < b->n; i++) {
-		const struct script_call *c = &s->calls[b->first + i];
+		const struct script_call *c = &b->s->calls[b->first + i];
 
 		e[i] = (struct arch_script_entry){.nr = (uint64_t)c->call.nr,
 		    .result = SCRIPT_NOT_RUN, .may_fail = c->may_fail};
 		for (unsigned a = 0; a < 6; a++)
 			e[i].arg[a] = c->call.arg[a] +
-			    (c->data_args & 1u << a ? loop->at + DATA_AT - b->data : 0);
+			    (c->data_args & 1u << a ? loop->at + DATA_AT + b->at - b->data : 0);
 	}
 	e[b->n] = (struct arch_script_entry){.nr = SYS_tgkill,
-	    .arg = {(uint64_t)t->pid, (uint64_t)t->tid, SIGSTOP}};
+	    .arg = {(uint64_t)b->t->pid, (uint64_t)b->t->tid, SIGSTOP}};
 }
 
 /* Lowest offset of the data of a call, or `none`. */
@@ -129,8 +139,9 @@ first_data(const struct script_call *c, uint64_t none)
  * lies between its own lowest offset and that of the next one that has any.
  */
 static bool
-next_batch(const struct script *s, struct batch *b)
+next_batch(struct batch *b)
 {
+	const struct script *s = b->s;
 	size_t i = b->first + b->n;
 
 	b->data = b->data_end;
@@ -157,60 +168,79 @@ next_batch(const struct script *s, struct batch *b)
 
 /* The same without a tracer: everything is in memory that both have. */
 static int
-run_shared(const struct loop *loop, const struct tracee *t, struct script *s, const struct batch *b, struct arch_script_entry *e)
+run_shared(const struct loop *loop, const struct batch *b, struct arch_script_entry *e, unsigned char *data)
 {
-	unsigned char *shared = untraced_shared(loop->untraced), *entries = shared + ENTRIES_AT - PAGE_BYTES, *data = shared + DATA_AT - PAGE_BYTES;
+	unsigned char *shared = untraced_shared(loop->untraced), *entries = shared + ENTRIES_AT - PAGE_BYTES, *there = shared + DATA_AT - PAGE_BYTES;
 	taddr first = loop->at + ENTRIES_AT;
 	int err;
 
 	memcpy(entries, e, b->n * sizeof(*e));
-	memcpy(data, s->data.data + b->data, b->data_end - b->data);
-	err = untraced_run(loop->untraced, t->slot, t->tid, first, first + b->n * sizeof(*e));
+	memcpy(there, data, data_len(b));
+	err = untraced_run(loop->untraced, b->t->slot, b->t->tid, first, first + b->n * sizeof(*e));
 	if (err < 0)
 		return err;
 	memcpy(e, entries, b->n * sizeof(*e));
-	memcpy(s->data.data + b->data, data, b->data_end - b->data);
+	memcpy(data, there, data_len(b));
 	return 0;
 }
 
 static int
-run_traced(const struct loop *loop, struct tracee *t, struct script *s, const struct batch *b, struct arch_script_entry *e)
+start_traced(const struct loop *loop, const struct batch *b)
 {
-	taddr entries = loop->at + ENTRIES_AT, data = loop->at + DATA_AT;
-	struct arch_regs regs = t->regs;
-	int err = mem_write(loop->mem, entries, e, (b->n + 1) * sizeof(*e));
+	taddr entries = loop->at + ENTRIES_AT + b->entry * sizeof(struct arch_script_entry);
+	struct arch_regs regs = b->t->regs;
+	int err;
+
+	arch_set_loop(&regs, loop->at, entries, entries + b->n * sizeof(struct arch_script_entry), loop->at + 2 * PAGE_BYTES);
+	err = tracee_set_regs(b->t->tid, &regs);
+	if (err == 0 && ptrace(PTRACE_CONT, b->t->tid, NULL, NULL) < 0)
+		err = fail_errno("pid %d: ptrace", b->t->tid);
+	return err;
+}
+
+/* n batches at once: `entries` entries and `bytes` bytes of data are all of theirs. */
+static int
+run_traced(const struct loop *loop, const struct batch *b, size_t n, struct arch_script_entry *e, size_t entries, unsigned char *data, uint64_t bytes)
+{
+	int err = mem_write(loop->mem, loop->at + ENTRIES_AT, e, entries * sizeof(*e));
 
 	if (err == 0)
-		err = mem_write(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
+		err = mem_write(loop->mem, loop->at + DATA_AT, data, bytes);
 	if (err < 0)
-		fail(-err, "pid %d: script: %s", t->tid, strerror(-err));
-	arch_set_loop(&regs, loop->at, entries, entries + b->n * sizeof(*e), loop->at + 2 * PAGE_BYTES);
+		return fail(-err, "pid %d: script: %s", b->t->tid, strerror(-err));
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = start_traced(loop, &b[i]);
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = wait_done(b[i].t);
 	if (err == 0)
-		err = tracee_set_regs(t->tid, &regs);
-	if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
-		err = fail_errno("pid %d: ptrace", t->tid);
+		err = mem_read(loop->mem, loop->at + ENTRIES_AT, e, entries * sizeof(*e));
 	if (err == 0)
-		err = wait_done(t);
-	if (err == 0)
-		err = mem_read(loop->mem, entries, e, b->n * sizeof(*e));
-	if (err == 0)
-		err = mem_read(loop->mem, data, s->data.data + b->data, b->data_end - b->data);
+		err = mem_read(loop->mem, loop->at + DATA_AT, data, bytes);
 	return err;
 }
 
 static int
-run_batch(struct loop *loop, struct tracee *t, struct script *s, const struct batch *b)
+run_batches(struct loop *loop, const struct batch *b, size_t n)
 {
-	struct arch_script_entry *e = calloc(b->n + 1, sizeof(*e));
-	int err;
+	size_t entries = b[n - 1].entry + b[n - 1].n + 1;
+	uint64_t bytes = b[n - 1].at + data_len(&b[n - 1]);
+	struct arch_script_entry *e = calloc(entries, sizeof(*e));
+	unsigned char *data = calloc(1, bytes + 1);
+	int err = e == NULL || data == NULL ? -ENOMEM : 0;
 
-	if (e == NULL)
-		return -ENOMEM;
-	fill_entries(loop, t, s, b, e);
-	err = loop->untraced != NULL ? run_shared(loop, t, s, b, e) : run_traced(loop, t, s, b, e);
-	for (size_t i = 0; err == 0 && i < b->n; i++)
-		s->calls[b->first + i].result = e[i].result;
+	for (size_t i = 0; i < n && err == 0; i++) {
+		fill_entries(loop, &b[i], e + b[i].entry);
+		memcpy(data + b[i].at, b[i].s->data.data + b[i].data, data_len(&b[i]));
+	}
+	if (err == 0)
+		err = loop->untraced != NULL ? run_shared(loop, b, e, data) : run_traced(loop, b, n, e, entries, data, bytes);
+	for (size_t i = 0; i < n && err == 0; i++) {
+		for (size_t k = 0; k < b[i].n; k++)
+			b[i].s->calls[b[i].first + k].result = e[b[i].entry + k].result;
+		memcpy(b[i].s->data.data + b[i].data, data + b[i].at, data_len(&b[i]));
+	}
 	free(e);
+	free(data);
 	return err;
 }
 
@@ -224,22 +254,71 @@ call_failed(const struct tracee *t, const struct script_call *c)
 	    c->result == SCRIPT_NOT_RUN ? "not run" : strerror((int)-c->result));
 }
 
+static int
+all_well(const struct tracee *t, const struct script *s)
+{
+	const struct script_call *bad = script_first_error(s);
+
+	return bad == NULL ? 0 : call_failed(t, bad);
+}
+
 int
 loop_run(struct loop *loop, struct tracee *t, struct script *s)
 {
-	struct batch b = {0};
-	const struct script_call *bad;
+	struct batch b = {.t = t, .s = s};
 
 	if (s->failed)
 		return fail(ENOMEM, "pid %d: out of memory", t->tid);
-	while (next_batch(s, &b)) {
-		int err = run_batch(loop, t, s, &b);
+	while (next_batch(&b)) {
+		int err = run_batches(loop, &b, 1);
 
 		if (err < 0)
 			return err;
 		if (s->calls[b.first + b.n - 1].result == SCRIPT_NOT_RUN)
 			break;
 	}
-	bad = script_first_error(s);
-	return bad == NULL ? 0 : call_failed(t, bad);
+	return all_well(t, s);
+}
+
+/* As many as there is room for, from the first on; at least that one. */
+static size_t
+take_some(struct batch *b, struct tracee *threads, struct script *scripts, size_t n)
+{
+	size_t entries = 0, i;
+	uint64_t at = 0;
+
+	for (i = 0; i < n; i++) {
+		const struct script *s = &scripts[i];
+
+		entries += s->ncalls + 1;
+		if (s->failed || entries > ENTRIES_MAX || at + s->data.len > LOOP_DATA_MAX)
+			break;
+		b[i] = (struct batch){.t = &threads[i], .s = &scripts[i], .n = s->ncalls, .data_end = s->data.len, .entry = entries - s->ncalls - 1, .at = at};
+		at += round_up(s->data.len, 16);
+	}
+	return i;
+}
+
+int
+loop_run_all(struct loop *loop, struct tracee *threads, struct script *scripts, size_t n)
+{
+	struct batch *b = calloc(n + 1, sizeof(*b));
+	size_t done = 0;
+	int err = b == NULL ? -ENOMEM : 0;
+
+	while (done < n && err == 0) {
+		size_t some = loop->untraced != NULL ? 0 : take_some(b, threads + done, scripts + done, n - done);
+
+		if (some == 0) {
+			err = loop_run(loop, &threads[done], &scripts[done]);
+			done++;
+			continue;
+		}
+		err = run_batches(loop, b, some);
+		for (size_t i = 0; i < some && err == 0; i++)
+			err = all_well(&threads[done + i], &scripts[done + i]);
+		done += some;
+	}
+	free(b);
+	return err;
 }

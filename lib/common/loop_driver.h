@@ -33,6 +33,9 @@ int loop_map(struct loop *loop, struct tracee *t, taddr ip, taddr at);
  */
 int loop_run(struct loop *loop, struct tracee *t, struct script *s);
 
+/* The same of n threads of one process, each its own script, at once where they are traced. */
+int loop_run_all(struct loop *loop, struct tracee *threads, struct script *scripts, size_t n);
+
 /* Data area for calls that are made one by one. */
 taddr loop_data(const struct loop *loop);
 
