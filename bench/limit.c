@@ -4,6 +4,7 @@
  *   limit hold MIB KIND       hold MIB MiB (random, text: 3:1 compressible, zero); "ready", then wait
  *                             with KIND-huge in huge pages; SIGUSR1: fork(2), and how long that took goes to stdout
  *   limit gap MIB KIND        the same, and look at the clock all the time: how long it could not goes to stdout, if that was some milliseconds
+ *   limit threads N           as many that do nothing; "ready"
  *   limit write MIB PERCENT   hold MIB MiB, and write all over that part of them all the time
  *   limit save PID FILE       copy the largest mapping of PID by process_vm_readv(2) and write(2)
  *   limit load FILE           mmap(2) memory of that size and read(2) FILE into it
@@ -13,6 +14,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -244,9 +246,32 @@ time_command(const char *out, char **argv)
 	return status != 0;
 }
 
+static void *
+sleeper(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+static void
+threads(unsigned n)
+{
+	pthread_t t;
+
+	while (n-- > 1)
+		if (pthread_create(&t, NULL, sleeper, NULL) != 0)
+			die("thread");
+	puts("ready");
+	fflush(stdout);
+	sleeper(NULL);
+}
+
 int
 main(int argc, char **argv)
 {
+	if (argc == 3 && strcmp(argv[1], "threads") == 0)
+		threads((unsigned)strtoul(argv[2], NULL, 10));
 	if (argc == 4 && strcmp(argv[1], "hold") == 0)
 		hold(strtoul(argv[2], NULL, 10), argv[3]);
 	if (argc == 4 && strcmp(argv[1], "gap") == 0)
@@ -261,6 +286,6 @@ main(int argc, char **argv)
 		return warm(strtoul(argv[2], NULL, 10));
 	if (argc >= 4 && strcmp(argv[1], "time") == 0)
 		return time_command(argv[2], argv + 3);
-	fputs("usage: limit hold MIB KIND | write MIB PERCENT | save PID FILE | load FILE | warm MIB | time OUT COMMAND...\n", stderr);
+	fputs("usage: limit threads N | hold MIB KIND | gap MIB KIND | write MIB PERCENT | save PID FILE | load FILE | warm MIB | time OUT COMMAND...\n", stderr);
 	return 2;
 }
