@@ -285,7 +285,7 @@ start_lazy_on_A() {
 	two_hosts
 	(umask 077 && head -c 32 /dev/urandom | base64 >secret)
 	start_lazy_on_A 64
-	on A sh -c "ckpt -m tcp:10.77.0.1:7402 --key secret -p $inner 2>ckpt.err | ssh -F ssh.conf hostB 'cd $T && exec restart -d --demand-only --retry 20 --key secret --status-fd 4 - 4>status 2>restart.err'" </dev/null 3>&-
+	on A sh -c "ckpt -m tcp:10.77.0.1:7402 --key secret -p $inner 2>ckpt.err | ssh -F ssh.conf hostB 'cd $T && exec restart -d --demand-only --retry 10 --key secret --status-fd 4 - 4>status 2>restart.err'" </dev/null 3>&-
 	NEW=$(ours "^lazy " | grep -vx "$PID")
 	echo "$NEW" >>pids
 	says "random 20"

@@ -515,9 +515,11 @@ of_test() {
 		done
 		echo "$n $who: $(tr '\n' ' ' <said)"
 		# It counts on; only where its keeper, or restart in whose namespace it is, was killed it may have ended with it.
-		before=$(wc -l <counted)
+		before=$(wc -l <counted) dead=0
 		for _ in $(seq 150); do
 			[ "$(wc -l <counted)" -le $((before + 5)) ] || break
+			if is_over; then dead=$((dead + 1)); else dead=0; fi
+			[ "$dead" -lt 15 ] || break
 			sleep 0.1
 		done
 		awk '$1 != NR { print "line " NR ": " $1; bad = 1 } END { exit bad }' counted
@@ -531,6 +533,17 @@ of_test() {
 		from=$(where_is)
 		to=$([ "$from" = a ] && echo b || echo a)
 		known "$from"
+	done
+}
+
+# Nobody will bring it back.
+is_over() {
+	local h
+	for h in a b; do
+		case $(field $h "$JOB" state) in
+		'' | ended | moved | refused | lost) ;;
+		*) return 1 ;;
+		esac
 	done
 }
 
