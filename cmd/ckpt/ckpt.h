@@ -169,6 +169,7 @@ char *member_name(const struct member *who, char name[64]);
 char *mapping_name(const struct member *who, taddr start, taddr end, char name[96]);
 
 /* --- collecting: each returns 0 or a negative errno, logged */
+int collect_host(struct ckpt *c); /* what it has of the machine: before the stop, once */
 int collect_header(struct ckpt *c);
 /* Since the times in the header, as which everything that runs by time is to be told. */
 int64_t collect_elapsed_ns(const struct ckpt *c);
@@ -264,6 +265,8 @@ int save_as(struct ckpt *c, const char *name);
 int end_original(struct ckpt *c, struct output *o);
 
 /* --- page.c: its first thread is borrowed, and has a frame */
+/* A call by it, which `undo` undoes: by that its way back leads should ckpt die, until tracee_rest(); *sp is the stack pointer to that. */
+int call_undone(struct member *who, const struct arch_call *call, const struct arch_call *undo, int64_t *result, taddr *sp);
 /* Where lend_pages() will put them. */
 taddr free_pages(const struct member *who, size_t npages);
 /* With the code at the beginning of each. Returns 0, or a negative errno, logged. */

@@ -34,11 +34,17 @@ check(const struct tracee *th, const struct script *s)
 	return 0;
 }
 
+/* In its page, if it has one. */
 static int
 run(struct tracee *th, struct script *s)
 {
-	int err = tracee_run_script(th, s);
+	bool answered = false;
+	int err = th->page != 0 ? tracee_ask(th, s) : 0;
 
+	if (err == 0 && th->page != 0)
+		err = tracee_answer(th, s, &answered);
+	if (err == 0 && !answered)
+		err = tracee_run_script(th, s);
 	return err < 0 ? err : check(th, s);
 }
 
@@ -98,7 +104,7 @@ ask_thread(struct tracee *th, struct thread *out)
 
 /* --- signal handlers */
 
-enum { SIGNALS = 64, AT_ONCE = 16 };
+enum { SIGNALS = 64, AT_ONCE = 10 };
 
 static int
 add_action(struct task *t, int sig, const struct kernel_sigaction *ka)
@@ -424,7 +430,7 @@ unnoticed_signal(const struct proc_status *st)
 
 /* Their pages are there, and the first thread has done its part: whatever happens, each takes its own back. */
 static int
-ask_in_pages(struct member *who, size_t first, size_t n, int sig, bool *answered)
+ask_in_pages(struct member *who, size_t first, size_t n, bool *answered)
 {
 	struct tracee *th = &who->target.threads[first];
 	struct thread_questions q;
@@ -433,11 +439,11 @@ ask_in_pages(struct member *who, size_t first, size_t n, int sig, bool *answered
 
 	ask_of_thread(&q);
 	while (asked < n && err == 0) {
-		err = tracee_ask(&th[asked], sig, &q.script);
+		err = tracee_ask(&th[asked], &q.script);
 		asked += err == 0;
 	}
 	for (size_t i = 0; i < asked; i++) {
-		int e = tracee_answer(&th[i], sig, &q.script, &answered[i]);
+		int e = tracee_answer(&th[i], &q.script, &answered[i]);
 
 		if (e == 0 && err == 0 && answered[i])
 			e = check(&th[i], &q.script);
@@ -447,6 +453,18 @@ ask_in_pages(struct member *who, size_t first, size_t n, int sig, bool *answered
 	}
 	script_fini(&q.script);
 	return err == 0 ? fault(FAULT_answered) : err;
+}
+
+/* Where there is no room for pages it goes without. */
+static bool
+lend(struct member *who, size_t n)
+{
+	int err;
+
+	log_hush(1);
+	err = lend_pages(who, n, arch_ask, (size_t)(arch_ask_end - arch_ask));
+	log_hush(-1);
+	return err == 0;
 }
 
 static int
@@ -459,18 +477,16 @@ ask_together(struct member *who, size_t first, size_t n, int sig, bool *answered
 
 	for (size_t i = 0; i < n && err == 0; i++) {
 		th[i].page = at + i * PAGE_BYTES;
+		th[i].sig = sig;
 		err = target_borrow(&who->target, &th[i]);
 		framed &= th[i].frame_at != 0;
 	}
-	if (err < 0 || !framed)
-		return err;
-	log_hush(1);
-	err = lend_pages(who, n, arch_ask, (size_t)(arch_ask_end - arch_ask));
-	log_hush(-1);
-	if (err < 0) /* no room for them: one by one */
-		return 0;
-	err = ask_in_pages(who, first, n, sig, answered);
-	take_page_back(who);
+	if (err == 0 && framed && lend(who, n)) {
+		err = ask_in_pages(who, first, n, answered);
+		take_page_back(who);
+	}
+	for (size_t i = 0; i < n; i++)
+		th[i].page = 0;
 	return err;
 }
 
@@ -490,17 +506,14 @@ ask_some(struct member *who, size_t first, size_t n, int sig)
 			err = ask_thread(th, &who->task->threads[first + i]);
 		if (err == 0)
 			err = tracee_give_back(th);
-		th->page = 0;
 	}
 	return err;
 }
 
 static int
-ask_others(struct member *who)
+ask_others(struct member *who, int sig)
 {
 	const struct target *t = &who->target;
-	/* A call that a filter does not let through would not stop the thread. */
-	int sig = t->coop != NULL || t->restorer == 0 || who->filtered ? 0 : unnoticed_signal(&t->status);
 	int err = 0;
 
 	for (size_t i = 1; i < t->nthreads && err == 0; i += AT_ONCE_MAX)
@@ -529,16 +542,39 @@ ask_first(struct ckpt *c, struct member *who, struct tracee *th)
 	return err;
 }
 
+/* In a page of its own, where there is a signal to stop by. */
+static int
+ask_first_in_page(struct ckpt *c, struct member *who, int sig)
+{
+	struct tracee *first = &who->target.threads[0];
+	bool lent = sig != 0 && first->frame_at != 0 && lend(who, 1);
+	int err = 0;
+
+	if (lent) {
+		first->page = who->page.at;
+		first->sig = sig;
+		err = tracee_rest(first);
+	}
+	if (err == 0)
+		err = ask_first(c, who, first);
+	if (lent)
+		take_page_back(who);
+	first->page = 0;
+	return err;
+}
+
 int
 collect_inside(struct ckpt *c, struct member *who)
 {
-	struct tracee *first = &who->target.threads[0];
-	int err = target_borrow(&who->target, first);
+	const struct target *t = &who->target;
+	/* A call that a filter does not let through would not stop the thread. */
+	int sig = t->coop != NULL || t->restorer == 0 || who->filtered ? 0 : unnoticed_signal(&t->status);
+	int err = target_borrow(t, &who->target.threads[0]);
 
 	if (err == 0)
-		err = ask_first(c, who, first);
+		err = ask_first_in_page(c, who, sig);
 	if (err == 0)
-		err = ask_others(who);
+		err = ask_others(who, sig);
 	/* At once: the less is borrowed, the less there is to lose. */
-	return err < 0 ? err : tracee_give_back(first);
+	return err < 0 ? err : tracee_give_back(&who->target.threads[0]);
 }

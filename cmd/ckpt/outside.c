@@ -99,16 +99,37 @@ collect_elapsed_ns(const struct ckpt *c)
 }
 
 int
+collect_host(struct ckpt *c)
+{
+	struct image_header *h = &c->model.header;
+	struct utsname un;
+	char *boot = NULL;
+	int err;
+
+	if (h->arch != NULL)
+		return 0;
+	uname(&un);
+	h->arch = strdup(ARCH_NAME);
+	h->host = strdup(un.nodename);
+	h->kernel = strdup(un.release);
+	h->program = strdup("pms " PMS_VERSION);
+	if (read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &boot) > 0)
+		boot[strcspn(boot, "\n")] = '\0';
+	h->boot_id = boot;
+	if (h->arch == NULL || h->host == NULL || h->kernel == NULL || h->program == NULL)
+		return fail(ENOMEM, "out of memory");
+	err = cpu_identify(&h->cpu);
+	return err < 0 ? fail(-err, "/proc/cpuinfo: %s", strerror(-err)) : 0;
+}
+
+int
 collect_header(struct ckpt *c)
 {
 	struct image_header *h = &c->model.header;
 	const struct member *who = c->members[0];
-	struct utsname un;
 	struct timespec ts;
-	char *boot = NULL;
 	int err;
 
-	uname(&un);
 	clock_gettime(CLOCK_REALTIME, &ts);
 	h->version = IMAGE_VERSION;
 	h->page_bytes = PAGE_BYTES;
@@ -118,18 +139,6 @@ collect_header(struct ckpt *c)
 	h->monotonic_ns = clock_there(who, CLOCK_MONOTONIC, "monotonic");
 	h->boottime_ns = clock_there(who, CLOCK_BOOTTIME, "boottime");
 	c->stamped_ns = our_time_ns();
-	h->arch = strdup(ARCH_NAME);
-	h->host = strdup(un.nodename);
-	h->kernel = strdup(un.release);
-	h->program = strdup("pms " PMS_VERSION);
-	if (read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", &boot) > 0)
-		boot[strcspn(boot, "\n")] = '\0';
-	h->boot_id = boot;
-	if (h->arch == NULL || h->host == NULL || h->kernel == NULL || h->program == NULL)
-		return -ENOMEM;
-	err = cpu_identify(&h->cpu);
-	if (err < 0)
-		return fail(-err, "/proc/cpuinfo: %s", strerror(-err));
 	err = list_tasks(c);
 	return err < 0 ? err : random_id(&h->id);
 }

@@ -26,25 +26,35 @@ free_pages(const struct member *who, size_t npages)
 	return at;
 }
 
-/* A second frame, below the first: it leads to an munmap(2) whose `ret` leads to that. */
+/* A second frame, below the first: it leads to that call, whose `ret` leads to the first. */
 static int
-put_way_back(struct member *who, taddr at, size_t npages, taddr *sp)
+put_way_back(struct member *who, const struct arch_call *undo, taddr *sp)
 {
 	struct tracee *th = &who->target.threads[0];
-	struct arch_call unmap = {SYS_munmap, {at, npages * PAGE_BYTES}};
 	struct arch_regs regs = th->regs;
 	unsigned char *frame;
 	size_t n;
 	int err;
 
 	regs.rsp = th->frame_at;
-	arch_set_call(&regs, who->target.gadget, &unmap);
+	arch_set_call(&regs, who->target.gadget, undo);
 	n = arch_sigframe(&regs, ALL_SIGNALS, th->xstate, th->xstate_len, who->target.restorer, th->frame_at, &frame, sp);
 	if (n == 0)
 		return -ENOMEM;
 	err = mem_write(th->mem, *sp, frame, n);
 	free(frame);
 	return err < 0 ? fail(-err, "pid %d: write below its stack: %s", th->tid, strerror(-err)) : 0;
+}
+
+int
+call_undone(struct member *who, const struct arch_call *call, const struct arch_call *undo, int64_t *result, taddr *sp)
+{
+	struct tracee *th = &who->target.threads[0];
+	struct arch_regs regs = th->regs;
+	int err = put_way_back(who, undo, sp);
+
+	regs.rsp = *sp;
+	return err < 0 ? err : tracee_call_at(th, &regs, who->target.gadget, call, result);
 }
 
 int
@@ -71,13 +81,10 @@ lend_pages(struct member *who, size_t npages, const unsigned char *code, size_t 
 	taddr at = free_pages(who, npages), sp = 0;
 	struct arch_call map = {SYS_mmap, {at, npages * PAGE_BYTES, PROT_READ | PROT_EXEC,
 	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, (uint64_t)-1, 0}};
-	struct arch_regs regs = th->regs;
+	struct arch_call unmap = {SYS_munmap, {at, npages * PAGE_BYTES}};
 	int64_t result = 0;
-	int err = put_way_back(who, at, npages, &sp);
+	int err = call_undone(who, &map, &unmap, &result, &sp);
 
-	regs.rsp = sp;
-	if (err == 0)
-		err = tracee_call_at(th, &regs, who->target.gadget, &map, &result);
 	if (err == 0 && result != (int64_t)at)
 		err = fail(ENOMEM, "pid %d: no page can be mapped in it: %s", th->tid, strerror((int)-result));
 	if (err < 0)

@@ -50,26 +50,42 @@ struct rounds {
 
 /* --- tracking */
 
+/* The number that its next fd will have. */
+static int
+next_fd(const struct target *t)
+{
+	int *fds, next = 0;
+	size_t n;
+
+	if (proc_list(t->proc, "fd", &fds, &n) < 0)
+		return 0;
+	while ((size_t)next < n && fds[next] == next)
+		next++;
+	free(fds);
+	return next;
+}
+
+/* Made by it, and ours then: should ckpt die meanwhile, it is closed on the way back. */
 static int
 make_userfaultfd(struct member *who)
 {
 	struct tracee *th = &who->target.threads[0];
-	struct script s = {0};
-	int fd = -1, theirs, err = target_borrow(&who->target, th);
+	struct arch_call make = {SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY}};
+	struct arch_call let_go = {SYS_close, {(uint64_t)next_fd(&who->target)}};
+	int64_t theirs = 0, closed = 0;
+	taddr sp;
+	int fd, err = target_borrow(&who->target, th);
 
-	script_add(&s, "userfaultfd", SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (err == 0)
-		err = tracee_run_script(th, &s);
-	theirs = err == 0 ? (int)s.calls[0].result : err;
-	script_fini(&s);
-	if (theirs < 0)
-		return theirs;
-	fd = (int)syscall(SYS_pidfd_getfd, who->target.pidfd, theirs, 0);
+		err = th->frame_at != 0 ? call_undone(who, &make, &let_go, &theirs, &sp) : tracee_call(th, &make, &theirs);
+	if (err < 0 || theirs < 0)
+		return err < 0 ? err : (int)theirs;
+	fault(FAULT_uffd_made);
+	fd = (int)syscall(SYS_pidfd_getfd, who->target.pidfd, (int)theirs, 0);
 	if (fd < 0)
 		fd = -errno;
-	script_add(&s, "userfaultfd", SYS_close, (uint64_t)theirs);
-	err = tracee_run_script(th, &s);
-	script_fini(&s);
+	let_go.arg[0] = (uint64_t)theirs;
+	err = tracee_call(th, &let_go, &closed);
 	if (err < 0 && fd >= 0)
 		close_fd(&fd);
 	return err < 0 ? err : fd;

@@ -223,8 +223,10 @@ freeze_all(struct ckpt *c)
 int
 tree_freeze(struct ckpt *c)
 {
-	int err;
+	int err = collect_host(c);
 
+	if (err < 0)
+		return err;
 	c->frozen = true;
 	c->frozen_ns = now_ns();
 	err = freeze_all(c);

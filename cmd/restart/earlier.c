@@ -143,10 +143,12 @@ take_chunk(struct restart *r)
 int
 earlier_receive(struct restart *r)
 {
+	bool had_ipc;
 	int err;
 
 	if (!r->model.header.rounds)
 		return 0;
+	had_ipc = ipc_wanted(r);
 	r->earlier = calloc(1, sizeof(*r->earlier));
 	err = r->earlier == NULL ? fail(ENOMEM, "out of memory") : make_room(r, r->earlier);
 	if (err == 0 && !r->opt.check)
@@ -161,7 +163,9 @@ earlier_receive(struct restart *r)
 		log_progress("memory", image_pages_read(r->reader) * PAGE_BYTES, 0);
 	}
 	log_progress_end();
-	return err < 0 ? err : load_again(r);
+	if (err == 0)
+		err = load_again(r);
+	return err < 0 || r->opt.check ? err : place_again(r, had_ipc);
 }
 
 int

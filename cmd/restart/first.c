@@ -191,6 +191,7 @@ hand_up(int program, int hand)
 {
 	move_up(&error_pipe, HAND_FD + 1);
 	move_up(&program, HAND_FD + 1);
+	move_up(&hand, HAND_FD + 1);
 	if (dup2(hand, HAND_FD) < 0)
 		child_failed("open files (ulimit -n)");
 	syscall(SYS_close_range, 0, HAND_FD - 1, 0);

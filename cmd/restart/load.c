@@ -453,6 +453,8 @@ forget(struct restart *r)
 	files_close(r);
 	free(r->vdsos);
 	free(r->built);
+	r->vdsos = NULL;
+	r->built = NULL;
 	for (size_t i = 0; i < r->model.header.ntasks; i++)
 		record_free(&record_task, &r->model.tasks[i]);
 	free(r->model.tasks);

@@ -148,14 +148,14 @@ own_offset(const char *clock)
 	return offset;
 }
 
-/* What to add to the host's clock so that it goes on where the image's stood still. */
+/* What to add to the kernel's clock, which is `own` behind ours, so that it goes on where the image's stood still. */
 static int64_t
-needed_offset(clockid_t clock, const char *name, uint64_t image_ns)
+needed_offset(clockid_t clock, int64_t own, uint64_t image_ns)
 {
 	struct timespec ts;
 
 	clock_gettime(clock, &ts);
-	return (int64_t)image_ns - ((int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - own_offset(name));
+	return (int64_t)image_ns - ((int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - own);
 }
 
 static void
@@ -169,13 +169,39 @@ split(int64_t ns, int64_t *s, int64_t *rest)
 	}
 }
 
+enum { STEP_MAX_S = 60 };
+
+/*
+ * For how long the image was on its way, as the wall clocks say, where it came while the program ran on: so much later it is there. What they cannot
+ * say, or would not say of the same time, is 0.
+ */
+static int64_t
+on_its_way(const struct image_header *h)
+{
+	struct timespec ts;
+	int64_t ns;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	ns = (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - (int64_t)h->realtime_ns;
+	return h->rounds && ns > 0 && ns < STEP_MAX_S * 1000000000LL ? ns : 0;
+}
+
+/* How far the clocks of the program are behind those of the image; in the machine's time if it gets none of its own. */
+static int64_t
+clocks_lag(const struct restart *r)
+{
+	const struct image_header *h = &r->model.header;
+	/* /proc tells what children get: that is ours as well where we are such a child. */
+	int64_t monotonic = r->mode == PID_NS ? own_offset("monotonic") : r->our_clock_ns[0];
+	int64_t boottime = r->mode == PID_NS ? own_offset("boottime") : r->our_clock_ns[1];
+
+	return max_i64(needed_offset(CLOCK_MONOTONIC, monotonic, h->monotonic_ns) - r->clock_ns[0], needed_offset(CLOCK_BOOTTIME, boottime, h->boottime_ns) - r->clock_ns[1]);
+}
+
 static bool
 clock_goes_back(const struct restart *r)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec < r->model.header.monotonic_ns;
+	return needed_offset(CLOCK_MONOTONIC, 0, r->model.header.monotonic_ns) > 0;
 }
 
 static int
@@ -192,20 +218,50 @@ static int
 enter_time(struct restart *r)
 {
 	const struct image_header *h = &r->model.header;
-	int64_t ms, mns, bs, bns;
+	int64_t ms, mns, bs, bns, later = on_its_way(h);
+	int64_t monotonic, boottime;
 	char text[128];
 	int err;
 
+	r->clock_ns[0] = r->our_clock_ns[0] = own_offset("monotonic");
+	r->clock_ns[1] = r->our_clock_ns[1] = own_offset("boottime");
+	monotonic = needed_offset(CLOCK_MONOTONIC, r->our_clock_ns[0], h->monotonic_ns) + later;
+	boottime = needed_offset(CLOCK_BOOTTIME, r->our_clock_ns[1], h->boottime_ns) + later;
 	if (!kfeat(KFEAT_time_namespaces))
 		return no_clock(r, ENOSYS);
-	split(needed_offset(CLOCK_MONOTONIC, "monotonic", h->monotonic_ns), &ms, &mns);
-	split(needed_offset(CLOCK_BOOTTIME, "boottime", h->boottime_ns), &bs, &bns);
+	split(monotonic, &ms, &mns);
+	split(boottime, &bs, &bns);
 	if (unshare(CLONE_NEWTIME) < 0)
 		return no_clock(r, errno);
 	snprintf(text, sizeof(text), "monotonic %" PRId64 " %" PRId64 "\nboottime %" PRId64 " %" PRId64 "\n",
 	    ms, mns, bs, bns);
 	err = write_file(AT_FDCWD, "/proc/self/timens_offsets", text);
-	return err < 0 ? no_clock(r, -err) : 0;
+	if (err < 0)
+		return no_clock(r, -err);
+	r->clock_ns[0] = monotonic;
+	r->clock_ns[1] = boottime;
+	return 0;
+}
+
+enum { WAIT_MAX_S = 10, SAID_NS = 100000000 };
+
+/* The program looked at them until it was stopped: they must not be behind that. */
+static int
+wait_for_clocks(const struct restart *r)
+{
+	int64_t lag = clocks_lag(r);
+	struct timespec ts = {lag / 1000000000, lag % 1000000000};
+
+	if (lag <= 0)
+		return 0;
+	if (ts.tv_sec >= WAIT_MAX_S)
+		return fail(ETIME, "CLOCK_MONOTONIC would go back by %" PRId64 " s for the program: restart began so much later than ckpt (start both "
+		    "together, or use ckpt --to)", (int64_t)ts.tv_sec);
+	if (lag > SAID_NS)
+		note("the program's clocks are waited for, for %.1f s: restart began later than ckpt", (double)lag / 1e9);
+	while (nanosleep(&ts, &ts) < 0 && errno == EINTR)
+		;
+	return 0;
 }
 
 /* --- namespaces */
@@ -384,6 +440,34 @@ enter_namespaces(struct restart *r)
 	return begin_init(r);
 }
 
+static int
+too_many_for_new(const struct restart *r)
+{
+	const struct task *t = &r->model.tasks[0];
+	size_t tasks = r->model.header.ntasks;
+
+	return fail(EPERM, "--pid=new: the program has %zu %s, which know each other by their numbers",
+	    tasks > 1 ? tasks : t->nthreads, tasks > 1 ? "processes" : "threads");
+}
+
+static bool
+are_several(const struct restart *r)
+{
+	return r->model.tasks[0].nthreads > 1 || r->model.header.ntasks > 1;
+}
+
+int
+place_again(struct restart *r, bool had_ipc)
+{
+	if (r->mode == PID_NEW && are_several(r))
+		return too_many_for_new(r);
+	if (r->own_userns && one_id(r) < 0)
+		return -EPERM;
+	if (ipc_wanted(r) && !had_ipc)
+		return fail(EAGAIN, "the program has come to System V IPC while its memory was sent, for which it needs another namespace: move it once more");
+	return wait_for_clocks(r);
+}
+
 int
 place(struct restart *r)
 {
@@ -399,10 +483,8 @@ place(struct restart *r)
 	if (is_away(r))
 		r->mode = PID_NS;
 	if (r->mode == PID_NEW) {
-		if (t->nthreads > 1 || r->model.header.ntasks > 1)
-			return fail(EPERM, "--pid=new: the program has %zu %s, which know each other by their numbers",
-			    r->model.header.ntasks > 1 ? r->model.header.ntasks : t->nthreads,
-			    r->model.header.ntasks > 1 ? "processes" : "threads");
+		if (are_several(r))
+			return too_many_for_new(r);
 		return enter_ipc(r) < 0 || enter_time(r) < 0 ? -EPERM : 0;
 	}
 	if (r->mode == PID_SAME && !can)

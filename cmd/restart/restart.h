@@ -130,6 +130,7 @@ struct restart {
 	size_t naside;
 	enum pid_mode mode;
 	bool own_userns, privileged;
+	int64_t clock_ns[2], our_clock_ns[2]; /* monotonic, boottime: what the program's, and ours in the beginning, are ahead of this kernel's */
 	bool ended; /* END or GO came */
 	int report_fd; /* in namespaces: to the process outside, or -1 */
 	uint64_t stock_base; /* the first number of the stock; 0: not yet known */
@@ -209,6 +210,8 @@ void ipc_late(const struct restart *r);
 
 /* Enter namespaces where that is needed. In the child that is to build, returns 0. */
 int place(struct restart *r);
+/* After rounds: is that still right? Its clocks are not behind what the program has seen. Returns 0, or a negative errno, logged. */
+int place_again(struct restart *r, bool had_ipc);
 /* Our own threads from here on (or not any more) take numbers which the program will not come to during the rounds. */
 void place_aside(const struct restart *r, bool on);
 /* Does a number of the image exist here? */

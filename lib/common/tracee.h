@@ -45,6 +45,7 @@ struct tracee {
 	unsigned char *saved; /* ... and what was there, from scratch up; owned */
 	size_t saved_len;
 	taddr page;           /* of its own for tracee_ask(), taken back on its way if we die; 0: none */
+	int sig;              /* by which it stops then: one that the process ignores without having asked for it (SIG_DFL) */
 };
 
 #define TRACEE_SCRATCH 1024
@@ -92,13 +93,13 @@ int tracee_rest(struct tracee *t);
 
 /*
  * The same in many threads at once: have t begin, and let it answer. The code is arch_ask, at the beginning of t->page, which was set when t
- * was borrowed, and it has a frame. sig: one that the process ignores without having asked for it (SIG_DFL). All calls are executed, whatever they return.
+ * was borrowed or before tracee_rest(), and it has a frame. All calls are executed, whatever they return.
  *
  * tracee_answer() leaves t as tracee_rest() does, and its page alone, whatever it returns. *answered is false, and the script as it was, where t was sent that signal by
  * somebody else: nothing is lost, and t can be asked alone. Both return 0, or a negative errno, logged.
  */
-int tracee_ask(struct tracee *t, int sig, const struct script *s);
-int tracee_answer(struct tracee *t, int sig, struct script *s, bool *answered);
+int tracee_ask(struct tracee *t, const struct script *s);
+int tracee_answer(struct tracee *t, struct script *s, bool *answered);
 
 /* Registers, mask and memory as they were, in an interrupt-stop. Returns 0, or a negative errno. */
 int tracee_give_back(struct tracee *t);

@@ -24,7 +24,7 @@ data_at(const struct script *s)
 }
 
 int
-tracee_ask(struct tracee *t, int sig, const struct script *s)
+tracee_ask(struct tracee *t, const struct script *s)
 {
 	unsigned char bytes[TRACEE_SCRATCH] = {0};
 	struct arch_regs regs = t->regs;
@@ -45,10 +45,10 @@ tracee_ask(struct tracee *t, int sig, const struct script *s)
 	if (err < 0)
 		return fail(-err, "pid %d: write below its stack: %s", t->tid, strerror(-err));
 	regs.rsp = t->frame_at;
-	arch_set_ask(&regs, t->page, t->scratch, t->scratch + s->ncalls * sizeof(struct arch_call), sig, t->gadget);
+	arch_set_ask(&regs, t->page, t->scratch, t->scratch + s->ncalls * sizeof(struct arch_call), t->sig, t->gadget);
 	err = tracee_set_regs(t->tid, &regs);
 	if (err == 0)
-		err = tracee_set_sigmask(t->tid, ALL_SIGNALS & ~(1ULL << (sig - 1)));
+		err = tracee_set_sigmask(t->tid, ALL_SIGNALS & ~(1ULL << (t->sig - 1)));
 	if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
 		err = fail_errno("pid %d: ptrace", t->tid);
 	if (err < 0)
@@ -72,45 +72,47 @@ next_stop(struct tracee *t, int *status)
 	return 0;
 }
 
-/*
- * From a signal's stop to an interrupt-stop: without the signal, or with it; then it must be blocked, and the kernel keeps
- * it for later as it came.
- */
+/* From a signal's stop to an interrupt-stop: without the signal, which was its own, or with that of somebody else, and any more of those. */
 static int
-leave_signal(struct tracee *t, int sig)
+leave_signal(struct tracee *t, bool own)
 {
-	int status, err;
+	int status = 0, err = 0;
 
 	if (ptrace(PTRACE_INTERRUPT, t->tid, NULL, NULL) < 0)
 		return fail_errno("pid %d: ptrace", t->tid);
 	do {
-		if (ptrace(PTRACE_CONT, t->tid, NULL, (long)sig) < 0)
-			return fail_errno("pid %d: ptrace", t->tid);
-		err = next_stop(t, &status);
-		sig = 0;
+		/* Delivered while it is blocked, the kernel keeps it for later as it came. */
+		if (!own)
+			err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
+		if (err == 0 && ptrace(PTRACE_CONT, t->tid, NULL, own ? 0L : (long)t->sig) < 0)
+			err = fail_errno("pid %d: ptrace", t->tid);
+		if (err == 0)
+			err = next_stop(t, &status);
+		own = !(err == 0 && status >> 16 == 0 && WSTOPSIG(status) == t->sig);
 		if (err == 0 && status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP)
 			t->stop_again = true;
 	} while (err == 0 && status >> 16 != PTRACE_EVENT_STOP);
 	return err;
 }
 
-/* At its stop for sig. It is a signal of somebody else if the thread has not got that far. */
+/* At its stop for t->sig. It is a signal of somebody else if the thread has not got that far. */
 static int
-take_signal(struct tracee *t, int sig, bool *answered)
+take_signal(struct tracee *t, bool *answered)
 {
 	struct arch_regs regs;
 	int err = tracee_get_regs(t->tid, &regs), rested;
 
 	*answered = err == 0 && arch_asked(&regs, t->page);
 	if (err == 0 && !*answered)
-		err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
-	if (err == 0 && !*answered)
-		err = leave_signal(t, sig);
+		err = leave_signal(t, false);
 	rested = tracee_rest(t);
 	err = err < 0 ? err : rested;
 	/* Where it has the signal blocked it must not find it pending if we die. */
-	if (err == 0 && *answered && t->sigmask >> (sig - 1) & 1)
-		err = leave_signal(t, 0);
+	if (err == 0 && *answered && t->sigmask >> (t->sig - 1) & 1)
+		err = leave_signal(t, true);
+	/* For other calls in it, during which nobody expects any signal. */
+	if (err == 0)
+		err = tracee_set_sigmask(t->tid, ALL_SIGNALS);
 	t->looks = err == 0;
 	return err;
 }
@@ -137,7 +139,7 @@ read_answers(const struct tracee *t, struct script *s)
 }
 
 int
-tracee_answer(struct tracee *t, int sig, struct script *s, bool *answered)
+tracee_answer(struct tracee *t, struct script *s, bool *answered)
 {
 	int status, err;
 
@@ -146,7 +148,7 @@ tracee_answer(struct tracee *t, int sig, struct script *s, bool *answered)
 		err = next_stop(t, &status);
 		if (err < 0)
 			return err;
-		if (status >> 16 == 0 && WSTOPSIG(status) == sig)
+		if (status >> 16 == 0 && WSTOPSIG(status) == t->sig)
 			break;
 		if (status >> 16 == 0 && is_fault(WSTOPSIG(status))) {
 			tracee_rest(t);
@@ -158,6 +160,6 @@ tracee_answer(struct tracee *t, int sig, struct script *s, bool *answered)
 		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)
 			return fail_errno("pid %d: ptrace", t->tid);
 	}
-	err = take_signal(t, sig, answered);
+	err = take_signal(t, answered);
 	return err == 0 && *answered ? read_answers(t, s) : err;
 }

@@ -291,6 +291,7 @@ print("end", n, flush=True)'
 	await out ready 10
 	while [ ! -e stop ]; do ckpt -c -p "$PID" -o image 2>>ckpt.err && echo once >>taken; done &
 	local copier=$!
+	echo "$copier" >>pids
 	await taken once 20
 	for i in $(seq 200); do
 		kill -URG "$PID"

@@ -346,3 +346,100 @@ time.sleep(1000)'
 	[ "$(huge "$NEW")" -ge $((before / 2)) ]
 	[ "$(huge "$NEW")" -le 20480 ]
 }
+
+@test "restart begins later than ckpt: its clocks do not go back" {
+	start python3 -c '
+import os, time
+memory = os.urandom(16 << 20)
+print("ready", flush=True)
+last, wall = time.monotonic(), time.time()
+while True:
+    now, at = time.monotonic(), time.time()
+    if now < last: print("back by", last - now, flush=True)
+    if at - wall > 0.5 or now - last > 0.5: print("later by", now - last, at - wall, flush=True)
+    last, wall = now, at
+    os.sched_yield()'
+	await out ready 10
+	ckpt -v --rounds 4 -p "$PID" 2>ckpt.err | (
+		sleep 2
+		restart -d --pid=ns - 2>restart.err
+	) >new
+	PID=$(cat new)
+	echo "$PID" >>pids
+	kill -STOP "$PID" # a step that it makes then shows that it runs
+	sleep 0.6
+	kill -CONT "$PID"
+	await out later 10
+	run ! grep back out
+}
+
+@test "killed while it is made ready for rounds: nothing of that stays" {
+	start_writer 8
+	until_true 'snapshot "$PID" >before && snapshot "$PID" >after && diff -q before after >/dev/null'
+	ls "/proc/$PID/fd" >fds
+	for site in framed borrowed call_entered uffd_made mask_back; do
+		for n in 1 2 3; do
+			for act in kill term; do
+				ckpt -q --rounds 2 -p "$PID" -F "$site:$act:$n" 2>ckpt.err | head -c 100000 >part || :
+				as_found "$PID"
+				ls "/proc/$PID/fd" | diff fds -
+			done
+		done
+	done
+	ckpt --check -p "$PID"
+	check_victim "$PID"
+}
+
+@test "System V objects that come while the memory is sent: it stays where it is, and that is said" {
+	start python3 -c '
+import ctypes, os, time
+memory = os.urandom(16 << 20)
+print("ready", flush=True)
+while not os.path.exists("go"): time.sleep(0.01)
+libc = ctypes.CDLL(None)
+segment = libc.shmget(0, 4096, 0o1600)
+libc.shmat(segment, None, 0)
+print("shm", segment, flush=True)
+while True: time.sleep(1)'
+	await out ready 10
+	ckpt -z 0 --rounds 3 -p "$PID" 2>ckpt.err | {
+		head -c 4000000
+		: >go
+		await out shm 10 >&2
+		cat
+	} | (restart -d - 2>restart.err || :) >new
+	id=$(sed -n 's/^shm //p' out)
+	ipcrm -m "$id"
+	cat restart.err ckpt.err
+	[ ! -s new ]
+	grep -q "move it once more" restart.err
+	run ! gone "$PID"
+}
+
+@test "cut off behind its rounds: nothing is started, and nobody else is ended" {
+	[ "$(id -u)" = 0 ] || skip "only root chooses PIDs without a namespace"
+	start python3 -c '
+import os, time
+for i in range(7):
+    if os.fork() == 0: break
+else: print("ready", flush=True)
+time.sleep(1000)'
+	await out ready 10
+	ckpt -z 0 --rounds 2 -p "$PID" 2>ckpt.err | cat >whole
+	begins=$(grep -obUa header.json whole | sed -n '2s/:.*//p') # what is known of the last stop
+	# In a namespace of its own, where it is seen whom else it would end.
+	cat >cut <<-'S'
+		mount -t proc proc /proc
+		for _ in 1 2 3 4; do sleep 1000 & done
+		for n in $(seq 150); do
+			head -c $(($1 + n * 1499)) whole | restart -d --pid=same - >>started 2>>said || echo "$?" >>ended
+		done
+		pgrep -c sleep >beside
+	S
+	: >started
+	unshare -pfm --kill-child sh cut "$begins"
+	[ ! -s started ]
+	[ "$(cat beside)" = 4 ]
+	[ "$(wc -l <ended)" = 150 ]
+	[ "$(sort -u ended)" = 65 ]
+}
