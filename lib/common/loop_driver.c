@@ -54,14 +54,6 @@ loop_data(const struct loop *loop)
 	return loop->at + DATA_AT;
 }
 
-/* What a script that goes wrong raises itself. */
-static bool
-is_fault(int sig)
-{
-	return sig == SIGSEGV || sig == SIGBUS || sig == SIGILL || sig == SIGFPE || sig == SIGSYS ||
-	    sig == SIGTRAP;
-}
-
 /*
  * Wait for the stop that ends a script. Other signals are held back: children that are made as ones
  * that have ended announce it, and what is to be pending is queued at the end.
@@ -81,7 +73,7 @@ wait_done(struct tracee *t)
 		}
 		if (status >> 16 == 0 && WSTOPSIG(status) == SIGSTOP)
 			return 0;
-		if (status >> 16 == 0 && is_fault(WSTOPSIG(status)))
+		if (status >> 16 == 0 && tracee_is_fault(WSTOPSIG(status)))
 			return fail(EFAULT, "pid %d: signal %d while it was being built", t->tid,
 			    WSTOPSIG(status));
 		if (ptrace(PTRACE_CONT, t->tid, NULL, NULL) < 0)

@@ -47,6 +47,12 @@ tracee_wait(pid_t tid, int64_t deadline_ms, int *status)
 	}
 }
 
+bool
+tracee_is_fault(int sig)
+{
+	return sig == SIGSEGV || sig == SIGBUS || sig == SIGILL || sig == SIGFPE || sig == SIGSYS || sig == SIGTRAP;
+}
+
 int
 tracee_seize(struct tracee *t, pid_t pid, pid_t tid, unsigned long options)
 {

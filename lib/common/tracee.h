@@ -133,6 +133,9 @@ int tracee_set_xstate(pid_t tid, const unsigned char *xstate, size_t len);
 int tracee_get_sigmask(pid_t tid, uint64_t *mask);
 int tracee_set_sigmask(pid_t tid, uint64_t mask);
 
+/* Does what a thread executes raise this signal itself when it goes wrong? */
+bool tracee_is_fault(int sig);
+
 /* Next event of tid, or -ETIMEDOUT. Returns 0 and the status of waitpid(2). */
 int tracee_wait(pid_t tid, int64_t deadline_ms, int *status);
 

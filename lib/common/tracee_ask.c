@@ -117,13 +117,6 @@ take_signal(struct tracee *t, bool *answered)
 	return err;
 }
 
-/* Faults of its own: it cannot go on from there. */
-static bool
-is_fault(int sig)
-{
-	return sig == SIGSEGV || sig == SIGBUS || sig == SIGILL || sig == SIGFPE || sig == SIGSYS || sig == SIGTRAP;
-}
-
 static int
 read_answers(const struct tracee *t, struct script *s)
 {
@@ -150,7 +143,7 @@ tracee_answer(struct tracee *t, struct script *s, bool *answered)
 			return err;
 		if (status >> 16 == 0 && WSTOPSIG(status) == t->sig)
 			break;
-		if (status >> 16 == 0 && is_fault(WSTOPSIG(status))) {
+		if (status >> 16 == 0 && tracee_is_fault(WSTOPSIG(status))) {
 			tracee_rest(t);
 			return fail(EFAULT, "pid %d: signal %d while it was being asked", t->tid, WSTOPSIG(status));
 		}
