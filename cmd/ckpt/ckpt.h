@@ -282,7 +282,10 @@ void increment_close(struct ckpt *c);
 int increment_announce(struct ckpt *c);
 /* Of its pages, those that the parent has as they are go to its task.earlier. Returns 0, or a negative errno, logged. */
 int increment_split(struct ckpt *c, struct member *who);
-/* These of its runs came earlier. Returns 0, or -ENOMEM. */
+/* No more ranges than an image may have: the shortest go, whose pages are written. What is left, out of runs; returns 0, or -ENOMEM. */
+void thin_ranges(struct page_range *ranges, size_t *n);
+int subtract_ranges(struct page_runs *from, const struct page_range *ranges, size_t n);
+/* These of its runs came earlier, but for the shortest if there are too many. Returns 0, or -ENOMEM. */
 int add_earlier(struct member *who, const struct page_runs *runs);
 
 /* --- merge.c */

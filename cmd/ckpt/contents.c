@@ -332,7 +332,6 @@ int
 collect_inherited(const struct ckpt *c, struct member *who)
 {
 	struct task *t = who->task;
-	struct page_runs all = {0};
 	int pagemap, err = 0;
 
 	if (!is_fork_of_parent(who))
@@ -345,13 +344,10 @@ collect_inherited(const struct ckpt *c, struct member *who)
 	for (size_t i = 0; i < t->nvmas && err == 0 && c->opt.pages == NULL; i++)
 		err = inherit_vma(who, pagemap, &t->vmas[i]);
 	close(pagemap);
+	thin_ranges(t->inherits, &t->ninherits);
 	t->forked = t->ninherits > 0 || t->shares_files;
-	for (size_t i = 0; i < t->ninherits && err == 0; i++)
-		err = page_runs_add(&all, t->inherits[i].start,
-		    (t->inherits[i].end - t->inherits[i].start) / PAGE_BYTES);
-	if (err == 0 && t->forked)
-		err = runs_subtract(&who->runs, &all);
-	page_runs_fini(&all);
+	if (err == 0)
+		err = subtract_ranges(&who->runs, t->inherits, t->ninherits);
 	return err < 0 ? fail(-err, "pid %d: pages shared with its parent: %s", who->target.pid, strerror(-err)) : 0;
 }
 

@@ -9,6 +9,7 @@
 #include "ckpt.h"
 #include "io.h"
 #include "log.h"
+#include "model_check.h"
 
 enum { PIECE_PAGES = FRAME_RAW_MAX / PAGE_BYTES };
 
@@ -162,6 +163,58 @@ find_same(struct ckpt *c, struct member *who, struct page_runs *same)
 	return err;
 }
 
+enum { RANGES_MAX = MODEL_LIST_MAX, LENGTHS = 1 << 10 };
+
+static uint64_t
+length(const struct page_range *r)
+{
+	return min_u64((r->end - r->start) / PAGE_BYTES, LENGTHS - 1);
+}
+
+/* All that have more pages than *longest_to_go stay, and *spare of those that have as many. */
+static void
+choose(const struct page_range *ranges, size_t n, uint64_t *longest_to_go, size_t *spare)
+{
+	size_t count[LENGTHS] = {0};
+
+	for (size_t i = 0; i < n; i++)
+		count[length(&ranges[i])]++;
+	for (*longest_to_go = 0; n > RANGES_MAX; ++*longest_to_go)
+		n -= count[*longest_to_go + 1];
+	*spare = RANGES_MAX - n;
+}
+
+void
+thin_ranges(struct page_range *ranges, size_t *n)
+{
+	size_t kept = 0, spare;
+	uint64_t limit;
+
+	choose(ranges, *n, &limit, &spare);
+	for (size_t i = 0; i < *n; i++) {
+		bool stays = length(&ranges[i]) > limit || (length(&ranges[i]) == limit && spare > 0);
+
+		spare -= stays && length(&ranges[i]) == limit;
+		if (stays)
+			ranges[kept++] = ranges[i];
+	}
+	*n = kept;
+}
+
+int
+subtract_ranges(struct page_runs *from, const struct page_range *ranges, size_t n)
+{
+	struct page_runs all = {0};
+	int err = 0;
+
+	for (size_t i = 0; i < n && err == 0; i++)
+		err = page_runs_add(&all, ranges[i].start, (ranges[i].end - ranges[i].start) / PAGE_BYTES);
+	if (err == 0 && n > 0)
+		err = runs_subtract(from, &all);
+	page_runs_fini(&all);
+	return err;
+}
+
 int
 add_earlier(struct member *who, const struct page_runs *runs)
 {
@@ -174,7 +227,8 @@ add_earlier(struct member *who, const struct page_runs *runs)
 			return -ENOMEM;
 		*r = (struct page_range){runs->run[i].addr, runs->run[i].addr + runs->run[i].npages * PAGE_BYTES};
 	}
-	return runs_subtract(&who->runs, runs);
+	thin_ranges(t->earlier, &t->nearlier);
+	return subtract_ranges(&who->runs, t->earlier, t->nearlier);
 }
 
 int

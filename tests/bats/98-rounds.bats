@@ -443,3 +443,50 @@ time.sleep(1000)'
 	[ "$(wc -l <ended)" = 150 ]
 	[ "$(sort -u ended)" = 65 ]
 }
+
+@test "every other page is written: more ranges than an image may have" {
+	start python3 -c '
+import mmap, os, time
+n = 140000
+m = mmap.mmap(-1, n * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+m.madvise(15) # MADV_NOHUGEPAGE
+want = [1] * n
+def write(first, value):
+    for i in range(first, n, 2):
+        m[i * 4096] = want[i] = value
+write(0, 2), write(1, 3)
+print("ready", flush=True)
+for turn in range(4, 8):
+    while not os.path.exists("go%d" % turn): time.sleep(0.01)
+    if turn == 6 and os.fork() == 0: write(1, 60)
+    else: write(turn % 2, turn)
+    print("written", turn, flush=True)
+    while not os.path.exists("check%d" % turn): time.sleep(0.01)
+    print("right" if all(m[i * 4096] == want[i] for i in range(n)) else "wrong", turn, flush=True)
+'
+	await out ready 30
+	ckpt -z 0 --rounds 2 -p "$PID" 2>ckpt.err | {
+		head -c 300000000
+		: >go4
+		await out "written 4" 30 >&2
+		cat
+	} | restart -d - 2>restart.err >new
+	PID=$(cat new)
+	echo "$PID" >>pids
+	: >check4
+	await out "right 4" 30
+	ckpt -c -p "$PID" -o a.ckpt
+	: >go5
+	await out "written 5" 30
+	ckpt -p "$PID" -i a.ckpt -o b.ckpt
+	: >check5
+	restart_as_new b.ckpt
+	await out "right 5" 30
+	: >go6
+	await out "written 6" 30 2
+	ckpt -p "$NEW" -o c.ckpt
+	: >check6
+	restart_as_new c.ckpt
+	await out "right 6" 30 2
+	run ! grep wrong out
+}
