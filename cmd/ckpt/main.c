@@ -16,6 +16,7 @@
 #include "fileid.h"
 #include "io.h"
 #include "log.h"
+#include "model_check.h"
 #include "netlock.h"
 #include "options.h"
 #include "record.h"
@@ -191,6 +192,17 @@ run_check(struct ckpt *c)
 	return err == 0 && report_status(&c->report) != 0 ? -ENOTSUP : err;
 }
 
+/* What restart would refuse must not take the place of anybody. */
+static int
+check_image(const struct ckpt *c)
+{
+	char why[128];
+
+	if (header_check(&c->model.header, why) == 0 && model_check(&c->model, why) == 0)
+		return 0;
+	return fail(ENOTSUP, "pid %d: restart would not take its image (%s); it runs on", c->members[0]->target.pid, why);
+}
+
 /* They stand still, and go on in the end, or have ended. */
 static int
 take_image(struct ckpt *c, struct output *o)
@@ -211,6 +223,8 @@ take_image(struct ckpt *c, struct output *o)
 		err = lazy_spool(c, o);
 	if (err == 0 && c->opt.pages != NULL)
 		err = lazy_announce(c);
+	if (err == 0)
+		err = check_image(c);
 	if (err == 0)
 		err = write_image(c, o);
 	stats_lap(STAT_write);

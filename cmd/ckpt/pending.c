@@ -129,12 +129,38 @@ collect_pending(const struct tracee *th, bool shared, struct bytes *out)
 	return err < 0 ? err : take_pending(th, shared, err > 0, out);
 }
 
+/* What nobody can have pending for long: it is a process that is stopped, or about to end, which an image does not tell. */
+static void
+take_stop(struct task *t, struct bytes *pending)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < pending->n; i += SIGINFO_BYTES) {
+		int32_t sig;
+
+		memcpy(&sig, pending->p + i, sizeof(sig));
+		if (sig == SIGSTOP && t->stop_signal == 0)
+			t->stop_signal = SIGSTOP;
+		if (sig == SIGSTOP || sig == SIGKILL)
+			continue;
+		memmove(pending->p + kept, pending->p + i, SIGINFO_BYTES);
+		kept += SIGINFO_BYTES;
+	}
+	pending->n = kept;
+}
+
 int
 collect_signals(struct member *who)
 {
+	struct task *t = who->task;
 	int err = 0;
 
-	for (size_t i = 0; i < who->target.nthreads && err == 0; i++)
-		err = collect_pending(&who->target.threads[i], false, &who->task->threads[i].pending);
-	return err < 0 ? err : collect_pending(&who->target.threads[0], true, &who->task->pending);
+	for (size_t i = 0; i < who->target.nthreads && err == 0; i++) {
+		err = collect_pending(&who->target.threads[i], false, &t->threads[i].pending);
+		take_stop(t, &t->threads[i].pending);
+	}
+	if (err == 0)
+		err = collect_pending(&who->target.threads[0], true, &t->pending);
+	take_stop(t, &t->pending);
+	return err;
 }

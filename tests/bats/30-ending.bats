@@ -305,6 +305,23 @@ print("end", n, flush=True)'
 	[ "$(wc -l <taken)" -gt 5 ]
 }
 
+@test "a SIGSTOP that comes while it is asked: it is stopped, here and in the copy" {
+	start_victim anon hundred
+	for _ in $(seq 12); do
+		kill -STOP "$PID"
+		ckpt -c -p "$PID" -o image
+		restart --check image
+		kill -CONT "$PID"
+	done
+	kill -STOP "$PID"
+	ckpt -p "$PID" -o image
+	NEW=$(restart -d --pid=ns image)
+	echo "$NEW" >>pids
+	until_true '[ "$(cut -d" " -f3 "/proc/$NEW/stat")" = T ]'
+	kill -CONT "$NEW"
+	check_victim "$NEW"
+}
+
 @test "ckpt is killed at fifty random moments: as found" {
 	start_victim anon handlers hundred blocked vectors
 	snapshot "$PID" >before
