@@ -456,7 +456,7 @@ def write(first, value):
         m[i * 4096] = want[i] = value
 write(0, 2), write(1, 3)
 print("ready", flush=True)
-for turn in range(4, 8):
+for turn in range(4, 7):
     while not os.path.exists("go%d" % turn): time.sleep(0.01)
     if turn == 6 and os.fork() == 0: write(1, 60)
     else: write(turn % 2, turn)
