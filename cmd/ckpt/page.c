@@ -12,8 +12,6 @@
 #include "io.h"
 #include "log.h"
 
-#define ALL_SIGNALS (~0ULL)
-
 taddr
 free_pages(const struct member *who, size_t npages)
 {

@@ -50,7 +50,7 @@ struct rounds {
 
 /* --- tracking */
 
-/* The number that its next fd will have. */
+/* The number that its next fd will have; -1, which nothing has, where that cannot be told. */
 static int
 next_fd(const struct target *t)
 {
@@ -58,7 +58,7 @@ next_fd(const struct target *t)
 	size_t n;
 
 	if (proc_list(t->proc, "fd", &fds, &n) < 0)
-		return 0;
+		return -1;
 	while ((size_t)next < n && fds[next] == next)
 		next++;
 	free(fds);

@@ -25,8 +25,6 @@
 #include "log.h"
 #include "restart.h"
 
-#define ALL_SIGNALS (~0ULL)
-
 /* --- threads */
 
 static struct clone_args

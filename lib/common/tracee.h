@@ -49,6 +49,7 @@ struct tracee {
 };
 
 #define TRACEE_SCRATCH 1024
+#define ALL_SIGNALS (~0ULL) /* as a mask */
 
 /* Wait for events of tracees with a deadline: SIGCHLD must be blocked. */
 

@@ -13,7 +13,6 @@
 #include "log.h"
 #include "tracee.h"
 
-#define ALL_SIGNALS (~0ULL)
 enum { ANSWER_TIMEOUT_MS = 10000 };
 
 /* The calls, and behind them their data, lie in the scratch memory. */

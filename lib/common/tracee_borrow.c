@@ -19,7 +19,6 @@
 #include "proc.h"
 #include "tracee.h"
 
-#define ALL_SIGNALS (~0ULL)
 enum { CALL_TIMEOUT_MS = 10000 };
 
 static taddr
